@@ -1,0 +1,1 @@
+"""Facts and a clock in, events out. Pure: no files, sockets, SQL, clock, environment or globals."""

@@ -1,0 +1,1 @@
+"""Sekisho's collector: receives, verifies, keeps and shows what the agents record."""
