@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NewType
 
@@ -119,7 +120,7 @@ def parse_bytes(text: str) -> Bytes:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _SIZES:
         raise ValueError(f'"{text}" is not a size; write it like "100MiB" or "2GB"')
-    return Bytes(int(float(found[1]) * _SIZES[found[2].upper()]))
+    return Bytes(int(Fraction(found[1]) * _SIZES[found[2].upper()]))
 
 
 def parse_seconds(text: str) -> Seconds:
@@ -154,9 +155,9 @@ class _Reader:
                     return f"{self.name}:{number}"
                 continue
             key = re.match(r"\s*([A-Za-z0-9_\"'.-]+)\s*=", line)
-            if key and [*table, *(part.strip("\"'") for part in key[1].split("."))] == names:
-                if not any(isinstance(part, int) for part in path) or seen == index:
-                    return f"{self.name}:{number}"
+            spelt = [*table, *(part.strip("\"'") for part in key[1].split("."))] if key else []
+            if spelt == names and (seen == index or not any(isinstance(part, int) for part in path)):
+                return f"{self.name}:{number}"
         return f"{self.name}:{best}" if best else self.name
 
     def fail(self, path: tuple[str | int, ...], why: str) -> ConfigError:

@@ -72,7 +72,7 @@ class Folded(Struct):
 
 
 class Problem(Struct):
-    """RFC 9457 problem details. In a 409, `reason` is `hole` or `fork`, `expected` the seq wanted next, `hash` the head held."""
+    """RFC 9457 problem details. In a 409 `reason` is `hole` or `fork`, `expected` the seq wanted, `hash` the head held."""
 
     type: str = "about:blank"
     title: str = ""

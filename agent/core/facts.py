@@ -332,7 +332,7 @@ def write(fact: Fact) -> bytes:
 
 
 def read(lines: Iterable[bytes]) -> Iterator[AnyFact]:
-    """Facts from NDJSON lines; blank lines and lines that begin with `#` are passed over. Raises BadFact with the line number."""
+    """Facts from NDJSON lines; blank lines and lines that begin with `#` are passed over. Raises BadFact, line named."""
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(b"#"):
             continue

@@ -1,0 +1,292 @@
+"""sekisho-agent: arguments → one call → a sentence or JSON. The only room of the agent that prints and exits.
+
+Exit codes: 0 done, 1 found bad (check, verify), 2 usage or configuration, 3 degraded, 4 not running (status, media).
+Data goes to stdout, talk to stderr. Modules are imported where they are needed: `--help` must not wait for a sensor.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from agent import __version__
+
+if TYPE_CHECKING:
+    from agent.config import Config
+
+DONE, BAD, USAGE, DEGRADED, NOT_RUNNING = 0, 1, 2, 3, 4
+
+
+def fail(sentence: str, code: int = USAGE) -> NoReturn:
+    """Say one sentence on stderr and exit."""
+    print(f"sekisho-agent: {sentence}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _config(args: argparse.Namespace) -> "Config":
+    from agent import config
+
+    path = args.config or os.environ.get("SEKISHO_CONFIG") or config.DEFAULT_PATH
+    try:
+        return config.load(path)
+    except config.ConfigError as error:
+        fail(str(error))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from agent.daemon import Daemon, StartError
+
+    try:
+        return Daemon(_config(args), record=args.record).run()
+    except StartError as error:
+        fail(str(error), BAD)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from agent import checkup
+
+    results = checkup.check(_config(args))
+    if args.json:
+        print(json.dumps([result.as_dict() for result in results], ensure_ascii=False))
+    else:
+        marks = {"ok": ("ok   ", "32"), "blind": ("blind", "33"), "error": ("ERROR", "31")}
+        for result in results:
+            word, colour = marks[result.verdict]
+            print(f"{_paint(word, colour)}  {result.subject}: {result.says}")
+            if result.fix:
+                print(f"       → {result.fix}")
+    return BAD if any(result.verdict == "error" for result in results) else DONE
+
+
+def _status(args: argparse.Namespace) -> int:
+    from agent import checkup
+
+    try:
+        status = checkup.ask(_config(args).agent.state_dir)
+    except checkup.NotRunning as error:
+        if args.json:
+            print(json.dumps({"running": False, "why": str(error)}, ensure_ascii=False))
+            return NOT_RUNNING
+        fail(str(error), NOT_RUNNING)
+    healthy = bool(status["healthy"])
+    if args.json:
+        print(json.dumps(status, ensure_ascii=False))
+    else:
+        print("\n".join(checkup.lines(status, _paint)))
+    return DONE if healthy else DEGRADED
+
+
+def _media(args: argparse.Namespace) -> int:
+    from agent import checkup
+
+    try:
+        media = checkup.ask(_config(args).agent.state_dir)["media"]
+    except checkup.NotRunning as error:
+        fail(str(error), NOT_RUNNING)
+    if args.json:
+        for medium in media:
+            print(json.dumps(medium, ensure_ascii=False))
+    elif not media:
+        print("no medium is plugged in")
+    else:
+        rows = [("MEDIUM", "SERIAL", "KIND", "MOUNT", "DECISION", "WHY"), *map(checkup.medium_row, media)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return DONE
+
+
+def _events(args: argparse.Namespace) -> int:
+    import time
+
+    from agent.contract import show
+    from agent.spool import SpoolError, last_seq, read_events
+
+    state_dir = _config(args).agent.state_dir
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def tell(data: bytes) -> None:
+        if args.output == "json":
+            sys.stdout.buffer.write(data + b"\n")
+        else:
+            sys.stdout.write(show.line(data, lang=_language(), colour=colour) + "\n")
+
+    try:
+        after = 0 if args.lines is None and not args.follow else max(0, last_seq(state_dir) - (args.lines or 10))
+        while True:
+            for seq, data in read_events(state_dir, after):
+                tell(data)
+                after = seq
+            sys.stdout.flush()
+            if not args.follow:
+                return DONE
+            time.sleep(0.25)
+    except SpoolError as error:
+        fail(str(error), BAD)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from agent import identity, spool
+    from agent.contract.chain import NotWhole
+
+    state_dir = _config(args).agent.state_dir
+    try:
+        whole = spool.verify(state_dir, identity.public_key(state_dir))
+    except NotWhole as error:
+        where = f"event {error.seq}: " if error.seq else ""
+        print(f"not whole: {where}{error.why}")
+        return BAD
+    except (spool.SpoolError, identity.IdentityError) as error:
+        fail(str(error), BAD)
+    print(f"whole: {whole}")
+    return DONE
+
+
+def _enroll(args: argparse.Namespace) -> int:
+    from agent import identity, sender
+
+    config = _config(args)
+    try:
+        pinned = sender.enroll(config.agent, args.url, args.token, args.ca_file)
+    except (identity.IdentityError, sender.Refused) as error:
+        fail(str(error), BAD)
+    print(f"enrolled as {pinned.agent}; the collector's key {pinned.key} is pinned")
+    return DONE
+
+
+def _replay(args: argparse.Namespace) -> int:
+    import uuid
+
+    from agent import daemon
+    from agent.contract import event, show
+    from agent.core import facts
+    from agent.core.pipeline import Core
+
+    core = Core(daemon.core_config(_config(args) if args.config else daemon.bare_config(), "0" * 32), lambda: uuid.uuid4().hex)
+    seq, colour = 0, sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    try:
+        source: Any = sys.stdin.buffer if args.facts == "-" else Path(args.facts).open("rb")  # noqa: SIM115
+        for fact in facts.read(source):
+            for made in core.feed(fact):
+                seq += 1
+                data = event.seal(made, seq, 0, bytes(32))
+                if args.output == "json":
+                    sys.stdout.buffer.write(data + b"\n")
+                else:
+                    sys.stdout.write(show.line(data, lang=_language(), colour=colour) + "\n")
+    except facts.BadFact as error:
+        fail(f"{args.facts}: {error}; facts are recorded by `sekisho-agent run --record FILE`")
+    except OSError as error:
+        fail(f"{args.facts}: can't be read ({error.strerror})")
+    return DONE
+
+
+def _sim(args: argparse.Namespace) -> int:
+    from agent import simulate
+
+    root = args.dir or _config(args).agent.media.simulated_dir
+    if not root:
+        fail("agent.media.simulated_dir is empty; set it in the configuration, or name a directory with --dir")
+    try:
+        if args.act == "plug":
+            claims = {key: value for key in ("vendor", "model", "serial") if (value := getattr(args, key)) is not None}
+            medium = simulate.plug(root, args.name, fs=args.fs, kind=args.kind, read_only=args.read_only, **claims)
+            print(medium.path)
+        elif args.act == "unplug":
+            for medium in simulate.present(root):
+                if medium.name == args.name:
+                    simulate.unplug(medium)
+                    return DONE
+            fail(f'no medium "{args.name}" is plugged into {root}; `sekisho-agent sim list` shows which are', BAD)
+        else:
+            for medium in simulate.present(root):
+                said = medium.descriptor
+                print(f"{medium.name}\t{said.kind}\t{said.vendor} {said.model}\t{said.serial}\t{medium.path}")
+    except simulate.SimulationError as error:
+        fail(str(error), BAD)
+    return DONE
+
+
+def _paint(text: str, colour: str) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
+
+
+def _language() -> str:
+    locale = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    return "ja" if locale.startswith("ja") else "en"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; the reference is held to it."""
+    common = argparse.ArgumentParser(add_help=False)  # -c is taken before and after each command's name
+    where = "configuration (default: $SEKISHO_CONFIG, /etc/sekisho/config.toml)"
+    common.add_argument("-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help=where)
+    top = argparse.ArgumentParser(prog="sekisho-agent", description="Watches what leaves protected directories, and proves it.")
+    top.add_argument("--version", action="version", version=f"sekisho-agent {__version__}")
+    top.add_argument("-c", "--config", metavar="FILE", help=where)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, act: Callable[[argparse.Namespace], int], tells: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[common], help=tells, description=tells)
+        made.set_defaults(act_on=act)
+        return made
+
+    run = command("run", _run, "the daemon, in the foreground")
+    run.add_argument("--record", metavar="FILE", help="also append every fact to FILE, for `replay`")
+    command("check", _check, "read configuration and machine; say what will be seen and what not").add_argument(
+        "--json", action="store_true", help="one JSON array"
+    )
+    command("status", _status, "sensors, coverage, queue, spool, last receipt, memory").add_argument(
+        "--json", action="store_true", help="one JSON object"
+    )
+    command("media", _media, "media present now, each with its decision and why").add_argument(
+        "--json", action="store_true", help="one JSON object a line"
+    )
+    events = command("events", _events, "what this machine recorded")
+    events.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
+    events.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N (default: all; 10 with -f)")
+    events.add_argument("-o", "--output", choices=("short", "json"), default="short")
+    command("verify", _verify, "the local chain and signatures; names the first bad event")
+    enroll = command("enroll", _enroll, "make the key, join a collector, pin its key")
+    enroll.add_argument("url", metavar="URL")
+    enroll.add_argument("--token", required=True, metavar="T")
+    enroll.add_argument("--ca-file", default="", metavar="FILE", help="the authority that signed the collector's certificate")
+    replay = command("replay", _replay, "run recorded facts through the pure core; print the events")
+    replay.add_argument("facts", metavar="FACTS", help="a file of facts, or - for stdin")
+    replay.add_argument("-o", "--output", choices=("short", "json"), default="short")
+    sim = command("sim", _sim, "simulated media")
+    sim.add_argument("--dir", metavar="DIR", help="the directory (default: agent.media.simulated_dir)")
+    acts = sim.add_subparsers(dest="act", required=True, metavar="plug|unplug|list")
+    plug = acts.add_parser("plug", parents=[common], help="plug a medium in")
+    plug.add_argument("name", metavar="NAME")
+    plug.add_argument(
+        "--kind", default="storage", choices=("storage", "phone", "optical", "keyboard", "network", "reader", "other")
+    )
+    plug.add_argument("--vendor")
+    plug.add_argument("--model")
+    plug.add_argument("--serial")
+    plug.add_argument("--fs", default="folder", choices=("folder", "tmpfs", "ext4"))
+    plug.add_argument("--read-only", action="store_true")
+    acts.add_parser("unplug", parents=[common], help="pull a medium").add_argument("name", metavar="NAME")
+    acts.add_parser("list", parents=[common], help="media plugged in")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `sekisho-agent`."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.act_on(args)
+    except BrokenPipeError:  # `sekisho-agent events | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    except KeyboardInterrupt:
+        code = 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

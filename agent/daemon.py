@@ -1,0 +1,454 @@
+"""The daemon: one thread that senses and thinks, one that records, two that talk to the collector. Wires, starts, stops.
+
+Owns: the sensors and the order in which they are asked, the bounded queues between threads, signals, sdservice.notify(3), reload,
+and carrying to one sensor what another one told (which mounts to mark, whose process to look up). Decides nothing: what a
+fact means is the core's. One event, walked: `turn` → sensors → `_take` → `Core.feed` → `Recorder.put` → `Spool.append` →
+`Sender`.
+"""
+
+import contextlib
+import hashlib
+import os
+import resource
+import secrets
+import select
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from agent import __version__, config, identity, service
+from agent.core import facts
+from agent.core.facts import Fact
+from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
+from agent.guard import Guard
+from agent.recorder import Recorder
+from agent.sender import Sender
+from agent.sense import Sensor, SensorError
+from agent.sense.fanotify import Fanotify
+from agent.sense.holder import Holder
+from agent.sense.mounts import Mounts
+from agent.sense.processes import Processes
+from agent.sense.sessions import Sessions
+from agent.sense.simulated import Simulated
+from agent.spool import Spool, SpoolError
+
+_TICK_MS = 1_000
+_TREES_EVERY_MS = 5_000
+_SUMMARY_EVERY_MS = 3_600_000
+_LOOK_AGAIN_MS = 1_000
+_STOP_WITHIN_S = 5.0
+
+
+class StartError(Exception):
+    """The daemon can't start; str() is one sentence that says what to do."""
+
+
+def bare_config() -> config.Config:
+    """A configuration with nothing in it but defaults."""
+    return config.Config()
+
+
+def core_config(site: config.Config, agent: str) -> CoreConfig:
+    """What the core needs to know of a site's configuration. `agent` is the agent id."""
+    return CoreConfig(
+        agent=agent,
+        name=site.agent.name or socket.gethostname(),
+        version=__version__,
+        protect=[ProtectedDir(path=os.path.realpath(each.path), label=each.label) for each in site.agent.protect],
+        limits=[
+            WindowLimit(name=each.name, window_s=int(each.window), bytes=each.bytes, files=each.files)
+            for each in site.agent.limit
+        ],
+        require_approval=site.agent.media.require_approval,
+        record_names=site.agent.media.record_names,
+        device_type=service.chassis(),
+    )
+
+
+class Daemon:
+    """`Daemon(config).run()` returns an exit code. Raises StartError before anything is watched."""
+
+    def __init__(self, site: config.Config, record: str | None = None) -> None:
+        self._site = site
+        self._record = None
+        self._inbox: deque[Fact] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = self._reloading = False
+        self._stop_threads = threading.Event()
+        self._poll = select.poll()
+        self._sensors: dict[str, Sensor] = {}
+        self._told_coverage: dict[str, facts.Coverage] = {}
+        self._trees: dict[str, bool] = {}
+        self._watched: dict[tuple[int, int], str] = {}
+        self._looked: dict[int, tuple[int, int]] = {}
+        self._last_tick = self._last_trees = self._last_summary = 0
+        self._new_pids = False
+        try:
+            if record:
+                self._record = open(record, "ab", buffering=0)  # noqa: SIM115, PTH123
+            self._open_state()
+        except (OSError, identity.IdentityError, SpoolError) as error:
+            raise StartError(str(error)) from None
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    def _open_state(self) -> None:
+        agent = self._site.agent
+        now_ms = _now_ms()
+        Path(agent.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._identity = identity.load_or_create(agent.state_dir)
+        self._spool = Spool.open(agent.state_dir, self._identity, agent.spool.max_bytes, now_ms, self._tell)
+        self._core = Core(core_config(self._site, self._identity.agent), secrets.token_hex)
+        self._core.restore(self._spool.state())
+        self._sender = Sender(self._identity, agent, self._spool, self._tell)
+        self._recorder = Recorder(self._spool, self._tell, self._sender.wake)
+        self._guard = Guard(agent.state_dir, self._spool.check_alive)
+
+    def _open_sensors(self, now_ms: int) -> None:
+        self._processes = Processes(now_ms)
+        self._sensors["processes"] = self._processes
+        self._files: Any
+        try:
+            self._files = Fanotify(now_ms)
+            self._holder: Holder | None = Holder(now_ms)
+            self._sensors["holder"] = self._holder
+        except (SensorError, PermissionError):
+            from agent.sense.fallback import Fallback
+
+            self._files, self._holder = Fallback(now_ms), None
+        self._mounts = Mounts(now_ms)
+        self._sensors["mounts"] = self._mounts
+        try:
+            from agent.sense.udev import Udev
+
+            self._sensors["udev"] = Udev()
+        except (ImportError, OSError) as error:
+            self._tell(
+                facts.Coverage(at_ms=now_ms, sensor="udev", ok=False, blind=["devices"], why=f"udev can't be asked: {error}")
+            )
+        self._simulated: Simulated | None = None
+        if self._site.agent.media.simulated_dir:
+            self._simulated = Simulated(self._site.agent.media.simulated_dir, self._mounts.own_file_system)
+            self._sensors["simulated"] = self._simulated
+        self._sensors["sessions"] = Sessions()
+        self._sensors["guard"] = self._guard
+        self._sensors["files"] = self._files
+        for name, sensor in self._sensors.items():
+            if sensor.fileno() >= 0:
+                events = select.POLLPRI | select.POLLERR if name == "mounts" else select.POLLIN
+                self._poll.register(sensor.fileno(), events)
+        self._poll.register(self._wake, select.POLLIN)
+
+    # -- run -----------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Watch until SIGTERM or SIGINT; then record what is known, say so, and return 0."""
+        service.raise_descriptor_limit()
+        now_ms = _now_ms()
+        self._open_sensors(now_ms)
+        self._listener = service.listen(self._site.agent.state_dir)
+        self._poll.register(self._listener.fileno(), select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._recorder.start()
+        talkers = self._sender.start(self._stop_threads)
+        self._begin(now_ms)
+        service.notify("READY=1")
+        watchdog_ms = int(os.environ.get("WATCHDOG_USEC", "0")) // 3000
+        pinged = 0
+        code = 0
+        while not self._stopping:
+            self.turn()
+            now = time.monotonic_ns() // 1_000_000
+            if watchdog_ms and now - pinged >= watchdog_ms and self._recorder.alive:
+                service.notify("WATCHDOG=1")
+                pinged = now
+        service.notify("STOPPING=1")
+        if not self._end(talkers):
+            code = 1
+        return code
+
+    def _begin(self, now_ms: int) -> None:
+        source = self._site.source
+        digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else hashlib.sha256(b"").hexdigest()
+        clean = self._spool.last_code() == "agent.stopped"
+        self._take(
+            facts.Started(
+                at_ms=now_ms,
+                boot_id=service.read("/proc/sys/kernel/random/boot_id"),
+                config_digest=digest,
+                mode=self._site.agent.mode,
+                previous=self._spool.previous,
+            )
+        )
+        if self._spool.previous or self._spool.last_code():
+            self._take_all(self._guard.former_run(clean, now_ms))
+        self._look_for_trees(now_ms)
+        self._look_at_folders()
+        for name in ("mounts", "udev", "simulated", "sessions"):
+            if name in self._sensors:
+                self._take_all(self._sensors[name].drain(now_ms))
+        self._follow_media(now_ms)
+        self._tell_coverage(now_ms)
+        self._last_tick = self._last_summary = now_ms
+
+    def turn(self) -> None:
+        """One round: wait for something to read or for the next tick, take every fact, hand the events on."""
+        wait_ms = max(0, min(_TICK_MS, self._last_tick + _TICK_MS - _now_ms()))
+        ready = {fd for fd, _ in self._poll.poll(wait_ms)}
+        now_ms = _now_ms()
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+        if self._listener.fileno() in ready:
+            service.answer(self._listener, self.status(now_ms))
+        while self._inbox:
+            self._take(self._inbox.popleft())
+        self._processes_first(now_ms)
+        for name in ("mounts", "udev", "simulated"):
+            sensor = self._sensors.get(name)
+            if sensor is not None and sensor.fileno() in ready:
+                self._take_all(sensor.drain(now_ms))
+                if self._simulated and name == "mounts":
+                    self._take_all(self._simulated.look(now_ms))
+                self._look_at_folders()
+                self._follow_media(now_ms)
+        if self._files.fileno() in ready:
+            self._read_files(now_ms)
+        if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
+            self._tick(now_ms)
+
+    def _processes_first(self, now_ms: int) -> None:
+        """Forks and held openers are told before the file facts that name them."""
+        self._take_all(self._processes.drain(now_ms))
+        if self._holder is not None:
+            self._take_all(self._holder.drain(now_ms))
+
+    def _read_files(self, now_ms: int) -> None:
+        self._new_pids = False
+        count = 0
+        for fact in self._files.drain(now_ms, self._on_pid):
+            self._take(fact)
+            count += 1
+        if count > 64 and not self._new_pids:
+            time.sleep(0.01)  # one process storms: let the kernel merge and queue, instead of waking for every event
+
+    def _on_pid(self, pid: int) -> None:
+        """A pid in a buffer that was just read: look at it before anything else, it may be about to end."""
+        now_ms = _now_ms()
+        generation = self._processes.generation(pid)
+        looked = self._looked.get(pid)
+        if looked and looked[0] == generation and now_ms - looked[1] < _LOOK_AGAIN_MS:
+            return
+        if looked is None or looked[0] != generation:
+            self._new_pids = True
+        if len(self._looked) > 20_000:
+            self._looked.clear()
+        self._looked[pid] = (generation, now_ms)
+        self._take(facts.ProcSeen(at_ms=now_ms, process=self._processes.look(pid, now_ms)))
+
+    def _tick(self, now_ms: int) -> None:
+        self._last_tick = now_ms
+        self._take_all(self._guard.drain(now_ms))
+        self._take_all(self._sensors["sessions"].drain(now_ms))
+        if self._simulated:
+            self._take_all(self._simulated.drain(now_ms))
+            self._look_at_folders()
+        self._take_all(self._files.grown(now_ms))
+        if self._holder is not None:
+            self._holder.check(now_ms)
+        if now_ms - self._last_trees >= _TREES_EVERY_MS or now_ms < self._last_trees:
+            self._look_for_trees(now_ms)
+        self._follow_media(now_ms)
+        self._tell_coverage(now_ms)
+        self._take(facts.Tick(at_ms=now_ms))
+        if now_ms - self._last_summary >= _SUMMARY_EVERY_MS or now_ms < self._last_summary:
+            self._last_summary = now_ms
+            self._take(facts.Summary(at_ms=now_ms, detail=self._summary()))
+        if self._reloading:
+            self._reload(now_ms)
+
+    # -- from one room to the next -------------------------------------------------------------------------------------
+
+    def _take(self, fact: Fact) -> None:
+        if self._record is not None:
+            self._record.write(facts.write(fact) + b"\n")
+        events = self._core.feed(fact)
+        state = self._core.state() if self._core.state_changed else None
+        if events or state is not None:
+            self._recorder.put(events, state, fact.at_ms)
+
+    def _take_all(self, many: Iterable[Fact]) -> None:
+        for fact in many:
+            self._take(fact)
+
+    def _tell(self, fact: Fact) -> None:
+        """From any thread: a fact for the core."""
+        self._inbox.append(fact)
+        os.eventfd_write(self._wake, 1)
+
+    def _look_for_trees(self, now_ms: int) -> None:
+        """Protected directories that are not watched yet (autofs, LUKS, NFS come late) or were replaced."""
+        self._last_trees = now_ms
+        for each in self._site.agent.protect:
+            path = os.path.realpath(each.path)
+            try:
+                self._files.watch_tree(path)
+                self._trees[path] = True
+            except SensorError:
+                self._trees[path] = False
+
+    def _look_at_folders(self) -> None:
+        """Mark what may become a simulated medium before its descriptor is there, so that its first write is seen."""
+        if self._simulated is None:
+            return
+        for folder in self._simulated.folders():
+            with contextlib.suppress(SensorError):
+                self._mark(folder)
+
+    def _follow_media(self, now_ms: int) -> None:
+        """Mark the mounts that the core takes for media; give up those that it does not any more."""
+        wanted = {(watch.namespace, watch.mount_id): watch.reach for watch in self._core.watches()}
+        for key in [key for key in self._watched if key not in wanted]:
+            mount = self._watched.pop(key)
+            if mount not in wanted.values():
+                self._files.unwatch(mount)
+                if self._holder is not None:
+                    self._holder.unwatch(mount)
+        for key, mount in wanted.items():
+            if key in self._watched:
+                continue
+            try:
+                self._mark(mount)
+                self._watched[key] = mount
+            except SensorError as error:
+                self._blind_mount(mount, str(error), now_ms)
+        self._files.want_sizes = bool(self._watched)
+
+    def _mark(self, mount: str) -> None:
+        alone = self._mounts.alone(mount)
+        self._files.watch_medium(mount, alone)
+        if alone and self._holder is not None:
+            self._holder.watch(mount)
+
+    def _blind_mount(self, mount: str, why: str, now_ms: int) -> None:
+        said = facts.Coverage(at_ms=now_ms, sensor=f"medium:{mount}", ok=False, blind=["medium_not_watched"], why=why)
+        self._tell_if_new(said)
+
+    def _tell_coverage(self, now_ms: int) -> None:
+        for sensor in self._sensors.values():
+            self._tell_if_new(sensor.coverage(now_ms))
+        missing = [path for path, watched in self._trees.items() if not watched]
+        why = f"not there or not readable yet: {', '.join(missing)}" if missing else ""
+        self._tell_if_new(
+            facts.Coverage(
+                at_ms=now_ms, sensor="protected", ok=not missing, blind=["protected_missing"] if missing else [], why=why
+            )
+        )
+
+    def _tell_if_new(self, said: facts.Coverage) -> None:
+        before = self._told_coverage.get(said.sensor)
+        if before is None or (before.ok, before.blind, before.sees) != (said.ok, said.blind, said.sees):
+            self._told_coverage[said.sensor] = said
+            self._take(said)
+
+    # -- people and signals --------------------------------------------------------------------------------------------
+
+    def status(self, now_ms: int) -> dict[str, Any]:
+        """What `status`, `media` and the pytest fixtures read."""
+        sending = self._sender.status()
+        coverage = [sensor.coverage(now_ms) for sensor in self._sensors.values()]
+        blind = sorted({code for each in (*coverage, *self._told_coverage.values()) if not each.ok for code in each.blind})
+        return {
+            "running": True,
+            "healthy": not blind and not self._recorder.last_error and not sending.get("last_error"),
+            "version": __version__,
+            "agent": self._identity.agent,
+            "name": self._site.agent.name or socket.gethostname(),
+            "mode": self._site.agent.mode,
+            "pid": os.getpid(),
+            "protected": [{"path": path, "watched": watched} for path, watched in self._trees.items()],
+            "watched_media": sorted(self._watched.values()),
+            "blind": blind,
+            "sensors": [
+                {"name": each.sensor, "ok": each.ok, "sees": each.sees, "blind": each.blind, "why": each.why}
+                for each in coverage
+            ],
+            "media": self._core.media_now(now_ms),
+            "queue": {"waiting": self._recorder.waiting, "error": self._recorder.last_error},
+            "spool": self._spool.stats(),
+            "collector": sending,
+            "counts": self._core.counts(),
+            "memory_kib": self._memory_kib(),
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "sensors": {each.sensor: each.ok for each in self._told_coverage.values()},
+            "waiting": self._recorder.waiting,
+            "counts": self._core.counts(),
+            "memory_kib": self._memory_kib(),
+            "cpu_ms": int((usage.ru_utime + usage.ru_stime) * 1000),
+        }
+
+    def _memory_kib(self) -> int:
+        """PSS of the agent and of the process that holds, in KiB."""
+        return service.pss_kib([os.getpid(), *([self._holder.pid] if self._holder is not None and self._holder.pid else [])])
+
+    def _on_stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _on_reload(self, *_: object) -> None:
+        self._reloading = True
+
+    def _reload(self, now_ms: int) -> None:
+        """SIGHUP: read the file again. A bad file changes nothing and is said; state_dir and collector need a restart."""
+        self._reloading = False
+        service.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            site = config.load(self._site.source)
+        except config.ConfigError as error:
+            self._take(facts.Coverage(at_ms=now_ms, sensor="config", ok=False, blind=["config_refused"], why=str(error)))
+            service.notify("READY=1")
+            return
+        site.agent.state_dir, site.agent.collector = self._site.agent.state_dir, self._site.agent.collector
+        self._site = site
+        self._core.reconfigure(core_config(site, self._identity.agent))
+        wanted = {os.path.realpath(each.path) for each in site.agent.protect}
+        for path in [path for path in self._trees if path not in wanted]:
+            del self._trees[path]
+            self._files.unwatch(path)
+        self._look_for_trees(now_ms)
+        digest = hashlib.sha256(Path(site.source).read_bytes()).hexdigest()
+        self._take(facts.Config(at_ms=now_ms, config_digest=digest, mode=site.agent.mode))
+        service.notify("READY=1")
+
+    def _end(self, talkers: list[threading.Thread]) -> bool:
+        """Take what the kernel still has to tell, record it, and say that we stop. False if it could not be recorded."""
+        now_ms = _now_ms()
+        self._processes_first(now_ms)
+        self._take_all(self._files.drain(now_ms, self._on_pid))
+        self._take(facts.Stopping(at_ms=_now_ms()))
+        recorded = self._recorder.close(_STOP_WITHIN_S)
+        self._stop_threads.set()
+        self._sender.wake()
+        for talker in talkers:
+            talker.join(_STOP_WITHIN_S)
+        for sensor in self._sensors.values():
+            sensor.close()
+        self._listener.close()
+        Path(self._site.agent.state_dir, "agent.sock").unlink(missing_ok=True)
+        self._spool.close()
+        return recorded
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,103 @@
+"""A sensor pointed at ourselves: the clock, the sign of life, the agent's own files.
+
+Owns: noticing that the wall clock jumped against the monotonic one, that a former run ended without a word (so that what
+the kernel told a dead agent is said to be lost), that the key, the spool or the configuration changed under us. Must not
+know how any of it is reported. The sign of life is the modification time of `STATE/alive`, which costs no fsync.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agent.core.facts import Clock, Coverage, Fact, Lost, Tampered
+
+_JUMP_MS = 2_000
+_ALIVE_EVERY_S = 5.0
+_FILES_EVERY_S = 10.0
+
+
+class Guard:
+    """A Sensor asked by the clock. `spool_ok` returns a stable code of what is wrong with the spool, or None."""
+
+    def __init__(self, state_dir: str, spool_ok: Callable[[], str | None]) -> None:
+        self._state = Path(state_dir)
+        self._spool_ok = spool_ok
+        self._offset_ms = _wall_minus_monotonic()
+        self._alive_at = self._files_at = -1e9
+        self._key = self._stat_key()
+        self._said: set[str] = set()
+
+    def fileno(self) -> int:
+        """None to poll."""
+        return -1
+
+    def former_run(self, clean: bool, now_ms: int) -> Iterator[Fact]:
+        """What a former run could not see: from its last sign of life until now. Call once, before the first `drain`."""
+        try:
+            last_ms = int((self._state / "alive").stat().st_mtime * 1000)
+        except OSError:
+            return
+        if last_ms > now_ms + _JUMP_MS:
+            yield Clock(at_ms=now_ms, jump_ms=now_ms - last_ms)
+            last_ms = now_ms
+        reason = "stopped" if clean else "not_running"
+        yield Lost(at_ms=now_ms, reason=reason, since_ms=min(last_ms, now_ms), until_ms=now_ms)
+
+    def drain(self, now_ms: int) -> Iterator[Fact]:
+        """Clock jumps and altered files since the last call."""
+        offset_ms = _wall_minus_monotonic()
+        if abs(offset_ms - self._offset_ms) >= _JUMP_MS:
+            yield Clock(at_ms=now_ms, jump_ms=offset_ms - self._offset_ms)
+        self._offset_ms = offset_ms
+        now = time.monotonic()
+        if now - self._alive_at >= _ALIVE_EVERY_S:
+            self._alive_at = now
+            self.touch()
+        if now - self._files_at >= _FILES_EVERY_S:
+            self._files_at = now
+            yield from self._files(now_ms)
+
+    def touch(self) -> None:
+        """Leave the sign of life."""
+        alive = self._state / "alive"
+        try:
+            os.utime(alive)
+        except FileNotFoundError:
+            alive.touch(mode=0o600)
+        except OSError:
+            return  # a read-only state directory is reported by the spool, which can't write either
+
+    def coverage(self, now_ms: int) -> Coverage:
+        """Healthy while nothing of ours was altered."""
+        why = f"altered: {', '.join(sorted(self._said))}" if self._said else ""
+        return Coverage(at_ms=now_ms, sensor="guard", ok=not self._said, sees=["own_files", "clock"], why=why)
+
+    def close(self) -> None:
+        """Leave a last sign of life."""
+        self.touch()
+
+    def _files(self, now_ms: int) -> Iterator[Fact]:
+        found = {code for code in (self._spool_ok(), self._key_changed()) if code}
+        for code in sorted(found - self._said):
+            yield Tampered(at_ms=now_ms, what=code)
+        self._said = found
+
+    def _stat_key(self) -> tuple[int, int, int] | None:
+        try:
+            found = (self._state / "agent.key").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, stat.S_IMODE(found.st_mode)
+
+    def _key_changed(self) -> str | None:
+        now = self._stat_key()
+        if now is None:
+            return "key_missing"
+        return "key_replaced" if now != self._key else None
+
+
+def _wall_minus_monotonic() -> int:
+    """ms between the wall clock and CLOCK_BOOTTIME, which goes on through suspend; constant unless somebody sets the clock."""
+    return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000
