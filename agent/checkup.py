@@ -213,8 +213,8 @@ def _sensors() -> Iterator[Result]:
     now_ms = time.time_ns() // 1_000_000
     unprivileged = "run as root (the unit in packaging/ has just what is needed)"
     trials: list[tuple[str, Callable[[], Sensor], str]] = [
-        ("files", lambda: Fanotify(now_ms), unprivileged),
-        ("short-lived writers", lambda: Holder(now_ms), unprivileged),
+        ("files", Fanotify, unprivileged),
+        ("short-lived writers", Holder, unprivileged),
         ("processes", lambda: Processes(now_ms), unprivileged),
         ("devices", Udev, "install and start systemd-udevd"),
         ("sessions", Sessions, "install systemd-logind (libpam-systemd)"),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__, config, identity, service
+from agent.contract.event import path_bytes, path_text
 from agent.core import facts
 from agent.core.facts import Fact
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
@@ -40,7 +41,6 @@ from agent.spool import Spool, SpoolError
 _TICK_MS = 1_000
 _TREES_EVERY_MS = 5_000
 _SUMMARY_EVERY_MS = 3_600_000
-_LOOK_AGAIN_MS = 1_000
 _STOP_WITHIN_S = 5.0
 
 
@@ -82,10 +82,11 @@ class Daemon:
         self._stop_threads = threading.Event()
         self._poll = select.poll()
         self._sensors: dict[str, Sensor] = {}
+        self._polled_holder = -1
         self._told_coverage: dict[str, facts.Coverage] = {}
         self._trees: dict[str, bool] = {}
         self._watched: dict[tuple[int, int], str] = {}
-        self._looked: dict[int, tuple[int, int]] = {}
+        self._told_process: dict[int, facts.Process] = {}
         self._last_tick = self._last_trees = self._last_summary = 0
         self._new_pids = False
         try:
@@ -114,14 +115,14 @@ class Daemon:
         self._sensors["processes"] = self._processes
         self._files: Any
         try:
-            self._files = Fanotify(now_ms)
-            self._holder: Holder | None = Holder(now_ms)
+            self._files = Fanotify()
+            self._holder: Holder | None = Holder()
             self._sensors["holder"] = self._holder
         except (SensorError, PermissionError):
             from agent.sense.fallback import Fallback
 
             self._files, self._holder = Fallback(now_ms), None
-        self._mounts = Mounts(now_ms)
+        self._mounts = Mounts()
         self._sensors["mounts"] = self._mounts
         try:
             from agent.sense.udev import Udev
@@ -133,14 +134,14 @@ class Daemon:
             )
         self._simulated: Simulated | None = None
         if self._site.agent.media.simulated_dir:
-            self._simulated = Simulated(self._site.agent.media.simulated_dir, self._mounts.own_file_system)
+            self._simulated = Simulated(self._site.agent.media.simulated_dir, self._mounts.mount_at)
             self._sensors["simulated"] = self._simulated
         self._sensors["sessions"] = Sessions()
         self._sensors["guard"] = self._guard
         self._sensors["files"] = self._files
         for name, sensor in self._sensors.items():
-            if sensor.fileno() >= 0:
-                events = select.POLLPRI | select.POLLERR if name == "mounts" else select.POLLIN
+            if sensor.fileno() >= 0 and name != "holder":
+                events = Mounts.EVENTS if name == "mounts" else select.POLLIN
                 self._poll.register(sensor.fileno(), events)
         self._poll.register(self._wake, select.POLLIN)
 
@@ -201,6 +202,7 @@ class Daemon:
 
     def turn(self) -> None:
         """One round: wait for something to read or for the next tick, take every fact, hand the events on."""
+        self._poll_holder()
         wait_ms = max(0, min(_TICK_MS, self._last_tick + _TICK_MS - _now_ms()))
         ready = {fd for fd, _ in self._poll.poll(wait_ms)}
         now_ms = _now_ms()
@@ -225,11 +227,33 @@ class Daemon:
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
 
+    def _poll_holder(self) -> None:
+        """The process that holds comes and goes with the media, and its socket with it."""
+        fd = self._holder.fileno() if self._holder is not None else -1
+        if fd == self._polled_holder:
+            return
+        if self._polled_holder >= 0:
+            with contextlib.suppress(KeyError, OSError):
+                self._poll.unregister(self._polled_holder)
+        if fd >= 0:
+            self._poll.register(fd, select.POLLIN)
+        self._polled_holder = fd
+        if self._holder is not None and isinstance(self._files, Fanotify):
+            self._files.ignore = {os.getpid(), self._holder.pid}
+
     def _processes_first(self, now_ms: int) -> None:
         """Forks and held openers are told before the file facts that name them."""
-        self._take_all(self._processes.drain(now_ms))
-        if self._holder is not None:
-            self._take_all(self._holder.drain(now_ms))
+        for fact in self._processes.drain(now_ms):
+            if isinstance(fact, facts.ProcGone):
+                self._told_process.pop(fact.pid, None)
+            self._take(fact)
+        if self._holder is None:
+            return
+        for fact in self._holder.drain(now_ms):
+            if isinstance(fact, facts.ProcSeen):
+                fact.process = self._processes.learn(fact.process, now_ms)
+                self._told_process[fact.process.pid] = fact.process
+            self._take(fact)
 
     def _read_files(self, now_ms: int) -> None:
         self._new_pids = False
@@ -243,16 +267,12 @@ class Daemon:
     def _on_pid(self, pid: int) -> None:
         """A pid in a buffer that was just read: look at it before anything else, it may be about to end."""
         now_ms = _now_ms()
-        generation = self._processes.generation(pid)
-        looked = self._looked.get(pid)
-        if looked and looked[0] == generation and now_ms - looked[1] < _LOOK_AGAIN_MS:
+        process = self._processes.look(pid, now_ms)
+        if self._told_process.get(pid) is process:
             return
-        if looked is None or looked[0] != generation:
-            self._new_pids = True
-        if len(self._looked) > 20_000:
-            self._looked.clear()
-        self._looked[pid] = (generation, now_ms)
-        self._take(facts.ProcSeen(at_ms=now_ms, process=self._processes.look(pid, now_ms)))
+        self._new_pids = True
+        self._told_process[pid] = process
+        self._take(facts.ProcSeen(at_ms=now_ms, process=process))
 
     def _tick(self, now_ms: int) -> None:
         self._last_tick = now_ms
@@ -262,6 +282,7 @@ class Daemon:
             self._take_all(self._simulated.drain(now_ms))
             self._look_at_folders()
         self._take_all(self._files.grown(now_ms))
+        self._take_all(self._files.sweep(now_ms))
         if self._holder is not None:
             self._holder.check(now_ms)
         if now_ms - self._last_trees >= _TREES_EVERY_MS or now_ms < self._last_trees:
@@ -315,7 +336,7 @@ class Daemon:
 
     def _follow_media(self, now_ms: int) -> None:
         """Mark the mounts that the core takes for media; give up those that it does not any more."""
-        wanted = {(watch.namespace, watch.mount_id): watch.reach for watch in self._core.watches()}
+        wanted = {(each.namespace, each.mount_id): os.fsdecode(path_bytes(each.reach)) for each in self._core.watches()}
         for key in [key for key in self._watched if key not in wanted]:
             mount = self._watched.pop(key)
             if mount not in wanted.values():
@@ -329,14 +350,21 @@ class Daemon:
                 self._mark(mount)
                 self._watched[key] = mount
             except SensorError as error:
-                self._blind_mount(mount, str(error), now_ms)
+                self._blind_mount(path_text(os.fsencode(mount)), str(error), now_ms)
         self._files.want_sizes = bool(self._watched)
 
     def _mark(self, mount: str) -> None:
-        alone = self._mounts.alone(mount)
-        self._files.watch_medium(mount, alone)
-        if alone and self._holder is not None:
-            self._holder.watch(mount)
+        """A file system of its own gets one mark and holding; a folder, or what shares its file system, marks on its tree."""
+        if self._mounts.mount_at(mount) is not None:
+            try:
+                self._files.watch_medium(mount, True)
+            except SensorError:
+                self._files.watch_medium(mount, False)
+            else:
+                if self._holder is not None:
+                    self._holder.watch(mount)
+            return
+        self._files.watch_medium(mount, False)
 
     def _blind_mount(self, mount: str, why: str, now_ms: int) -> None:
         said = facts.Coverage(at_ms=now_ms, sensor=f"medium:{mount}", ok=False, blind=["medium_not_watched"], why=why)

@@ -69,7 +69,10 @@ def test_an_empty_file_means_the_defaults() -> None:
         ("[agent.collector]\nurl = 'http://far.example'", "must begin with https://"),
         ("[[agent.limit]]\nname = 'a'\nwindow = '1h'", 'site.toml:1: limit "a" has neither "bytes" nor "files"'),
         ("[[agent.limit]]\nwindow = '1h'", 'site.toml:1: [[agent.limit]] lacks "name"; add it'),
-        ("[[agent.limit]]\nname='a'\nwindow='1h'\nfiles=1\n[[agent.limit]]\nname='a'\nwindow='2h'\nfiles=1", "site.toml:6: two limits"),
+        (
+            "[[agent.limit]]\nname='a'\nwindow='1h'\nfiles=1\n[[agent.limit]]\nname='a'\nwindow='2h'\nfiles=1",
+            "site.toml:6: two limits",
+        ),
         ("[[agent.limit]]\nname='staged'\nwindow='1h'\nfiles=1", 'site.toml:2: limit name "staged"'),
         ("[[agent.protect]]\npath='/a'\n[[agent.protect]]\npath='b'", 'site.toml:4: "b" must be an absolute path'),
         ("agent = 3", "[agent] must be a table"),
@@ -97,11 +100,19 @@ def test_no_text_whatever_raises_anything_else(text: str) -> None:
         return
 
 
-TOML_VALUES = st.recursive(st.booleans() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3), max_leaves=5)
-KEYS = st.sampled_from(["agent", "collector", "protect", "limit", "media", "spool", "name", "path", "window", "mode", "bytes", "x"])
+TOML_VALUES = st.recursive(
+    st.booleans() | st.integers() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+)
+KEYS = st.sampled_from(
+    ["agent", "collector", "protect", "limit", "media", "spool", "name", "path", "window", "mode", "bytes", "x"]
+)
 
 
-@given(st.dictionaries(KEYS, st.dictionaries(KEYS, TOML_VALUES | st.dictionaries(KEYS, TOML_VALUES, max_size=3), max_size=3), max_size=3))
+@given(
+    st.dictionaries(
+        KEYS, st.dictionaries(KEYS, TOML_VALUES | st.dictionaries(KEYS, TOML_VALUES, max_size=3), max_size=3), max_size=3
+    )
+)
 def test_no_document_of_right_keys_and_wrong_values_raises_anything_else(document: dict[str, object]) -> None:
     reader = config._Reader("", "x")
     try:

@@ -11,7 +11,9 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: real mount
 
 
 def test_a_folder_and_a_descriptor_are_a_medium(tmp_path: Path) -> None:
-    stick = simulate.plug(tmp_path, "stick1", vendor='BUF"FALO\n', serial="60A44C413F8CF320", interfaces=["08:06:50", "03:01:01"])
+    stick = simulate.plug(
+        tmp_path, "stick1", vendor='BUF"FALO\n', serial="60A44C413F8CF320", interfaces=["08:06:50", "03:01:01"]
+    )
     (stick.path / "a.csv").write_text("1")
     assert [medium.descriptor for medium in simulate.present(tmp_path)] == [stick.descriptor]
 

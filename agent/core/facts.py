@@ -173,7 +173,10 @@ class Unplugged(Fact):
 
 
 class Mounted(Fact):
-    """A file system appeared at `mount`. `dev` is "major:minor" (or `sim:NAME`); `mount_id` names it in its namespace."""
+    """A file system appeared at `mount`. `dev` is "major:minor" (or `sim:NAME`); `mount_id` names it in its namespace.
+
+    `reach` is the path by which the agent gets there if that is not `mount` (`/proc/PID/root/…` for another namespace).
+    """
 
     mount_id: int
     dev: str
@@ -185,6 +188,7 @@ class Mounted(Fact):
     label: str = ""
     read_only: bool = False
     namespace: int = 0
+    reach: str = ""
     cold: bool = False
 
 

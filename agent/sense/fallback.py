@@ -3,14 +3,18 @@
 Owns: the same watches as `fanotify.py` (protected trees, trees of media), told as the same facts, with less. inotify never
 names a process, so every fact has pid 0; it sees no file that this user may not list, no raw device, nothing that happens
 before a new folder is watched, and it takes one kernel watch a folder. `coverage()` says all of it plainly.
+
+A process is named only if psutil finds, while the file is still open, exactly one that holds it: a program that is over
+by then, or one of another user, stays unknown.
 """
 
 import contextlib
 import os
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import psutil
 from watchdog.events import (
     DirMovedEvent,
     FileClosedEvent,
@@ -38,7 +42,7 @@ _TOLD = [
     DirMovedEvent,
 ]
 _QUEUE = 100_000
-BLIND = ["process", "login_user", "raw_devices", "other_namespaces", "unreadable_folders"]
+BLIND = ["process", "login_user", "raw_devices", "other_namespaces", "unreadable_folders", "fresh_hard_links"]
 
 
 class Fallback(FileSystemEventHandler):
@@ -53,6 +57,7 @@ class Fallback(FileSystemEventHandler):
         self._media: set[str] = set()
         self._failed: dict[str, str] = {}
         self._writing: dict[str, bytes] = {}
+        self._wrote: dict[bytes, int] = {}
         self._observer = InotifyObserver()
         self._observer.start()
 
@@ -92,14 +97,26 @@ class Fallback(FileSystemEventHandler):
         self._queue.append(event)
         os.eventfd_write(self._wake, 1)
 
-    def drain(self, now_ms: int) -> Iterator[Fact]:
-        """Facts for what is queued, without a process."""
+    def drain(self, now_ms: int, on_pid: Callable[[int], None]) -> Iterator[Fact]:
+        """Facts for what is queued. `on_pid` is called with a pid before the first fact that names it."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        for _ in range(len(self._queue)):
-            fact = self._fact(self._queue.popleft(), now_ms)
+        batch = [self._queue.popleft() for _ in range(len(self._queue))]
+        opened = {os.fsdecode(event.src_path) for event in batch if isinstance(event, FileOpenedEvent | FileCreatedEvent)}
+        holders = _who_holds(opened) if opened else {}
+        for event in batch:
+            fact = self._fact(event, now_ms)
+            if isinstance(fact, FileFact):
+                fact.pid = holders.get(os.fsdecode(event.src_path), self._wrote.get(fact.key, 0))
+                if fact.pid:
+                    on_pid(fact.pid)
+                    self._wrote[fact.key] = fact.pid
+            if isinstance(fact, Closed | Deleted):
+                self._wrote.pop(fact.key, None)
             if fact is not None:
                 yield fact
+        if len(self._wrote) > _QUEUE:
+            self._wrote.clear()
         if self._lost:
             lost, self._lost = self._lost, 0
             yield Lost(at_ms=now_ms, reason="inotify_overflow", since_ms=self._lost_since, until_ms=now_ms, count=lost)
@@ -113,6 +130,10 @@ class Fallback(FileSystemEventHandler):
                 self._writing.pop(path, None)
             else:
                 yield Grown(at_ms=now_ms, pid=0, key=key, path=path_text(os.fsencode(path)), size=looked[1])
+
+    def sweep(self, now_ms: int) -> Iterator[Fact]:
+        """Nothing: inotify follows names, so a hard link made elsewhere stays unseen (`fresh_hard_links`)."""
+        yield from ()
 
     def coverage(self, now_ms: int) -> Coverage:
         """Always incomplete, and says so."""
@@ -161,6 +182,20 @@ class Fallback(FileSystemEventHandler):
             return Closed(at_ms=now_ms, pid=0, key=key, path=path, size=size)
         kind = kinds.get(type(event))
         return kind(at_ms=now_ms, pid=0, key=key, path=path) if kind else None
+
+
+def _who_holds(paths: set[str]) -> dict[str, int]:
+    """The one process that holds each file open now, among those we may look at; absent if none or several do."""
+    found: dict[str, int] = {}
+    several = set()
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            for held in {file.path for file in process.open_files()} & paths:
+                several.add(held) if held in found else None
+                found[held] = process.pid
+    return {path: pid for path, pid in found.items() if path not in several}
 
 
 def _look(path: str) -> tuple[bytes, int, int] | None:

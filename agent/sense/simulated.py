@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent import simulate
+from agent.contract.event import path_text
 from agent.core.facts import Coverage, Device, Fact, Mounted, Plugged, Unmounted, Unplugged
 from agent.sense import kernel
 
@@ -99,12 +100,13 @@ class Simulated:
             self._watched = False
 
     def _mounted(self, medium: simulate.Medium, now_ms: int) -> Mounted:
-        own = self._mount_at(str(medium.path))
+        path = path_text(os.fsencode(medium.path))
+        own = self._mount_at(path)
         return Mounted(
             at_ms=now_ms,
             mount_id=0,
             dev=f"sim:{medium.name}",
-            mount=str(medium.path),
+            mount=path,
             fs=own[0] if own else "folder",
             source=str(medium.descriptor_path),
             read_only=medium.descriptor.read_only or bool(own and own[1]),

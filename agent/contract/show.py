@@ -1,0 +1,431 @@
+"""One event as one line for people: the same in both command lines, in English and Japanese.
+
+Owns: the sentences (one table a language, side by side), how sizes, media and doubts are written, columns, colours,
+and making foreign text harmless: a file may be named like a terminal escape, a line break or a right-to-left trick, and
+none of that may reach a terminal. Pure: language, time zone, colour and width are arguments.
+Must not know: terminals, files, where the event came from.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET
+
+from agent.contract.codes import SEVERITIES
+from agent.contract.event import MediumInfo, Seen, read
+
+Language = Literal["en", "ja"]
+MAX_PIECE = 400
+"""Characters of one foreign text, at most; a path may have 4096."""
+
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_COLOURS = {1: "", 2: "", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[1;31m"}
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_OPERATIONS = ("read", "changed", "created", "renamed", "deleted")
+
+EN = {
+    "severity.1": "info",
+    "severity.2": "low",
+    "severity.3": "medium",
+    "severity.4": "high",
+    "severity.5": "critical",
+    "approved": ", approved",
+    "unapproved": ", unapproved",
+    "expired": ", approval expired",
+    "revoked": ", approval revoked",
+    "unknown": ", approval unknown",
+    "by": " by {}",
+    "via": " via {}",
+    "time": ", joined by time alone",
+    "content": ", joined by content",
+    "attribution.unknown": ", process unknown",
+    "attribution.session": ", person by session only",
+    "simulated": " (simulated)",
+    "read_only": ", read-only",
+    "a_file": "a file",
+    "a_file_of": "a {} file",
+    "something": "something",
+    "medium.attached": "{medium} connected{decision}{simulated}",
+    "medium.detached": "{medium} disconnected{simulated}",
+    "medium.mounted": "{medium} mounted at {mount}{fs}{read_only}{decision}{simulated}",
+    "medium.unmounted": "{medium} unmounted from {mount}{simulated}",
+    "file.copied_out": "{source} → {target}{size}{by}{decision}{doubt}",
+    "file.written": "{dest} written to {target}{size}{by}{decision}{doubt}",
+    "file.brought_in": "{dest} brought in from {target}{size}{by}{doubt}",
+    "file.staged": "{source} copied to {dest}{size}{by}{doubt}",
+    "file.history": "{label}: {operations}{by}",
+    "access.changed": "{source}: who may read or change it is different now{by}{more}",
+    "medium.unapproved": "{medium} has no valid approval{decision}",
+    "medium.first_use": "{medium} used for the first time by this person{decision}",
+    "copy.staged": "{source} left by way of a copy made elsewhere → {target}{size}{by}{decision}{doubt}",
+    "copy": "limit {limit} passed: {limit_bytes}, {limit_files} files within {window} → {target}{decision}",
+    "device.disguised": "{medium} is not what it claims to be{more}",
+    "agent.started": "agent started{more}",
+    "agent.stopped": "agent stopped{more}",
+    "agent.heartbeat": "agent is well{more}",
+    "agent.config": "configuration in force{more}",
+    "agent.sensors": "not seen on this machine: {blind}{more}",
+    "agent.gap": "lost: {lost}{more}",
+    "agent.tampered": "the agent's own records or files were altered{more}",
+    "agent.clock": "the clock jumped{more}",
+    "agent.silent": "stopped reporting, last heard {last_seen}",
+    "agent.back": "reports again",
+    "review.decided": "a finding was decided{more}",
+    "register.changed": "the register of media changed{more}",
+    "record.viewed": "records were looked at{more}",
+    "other": "{code}{more}",
+    "lost.count": "{count} events ({reason})",
+    "lost.some": "an unknown number of events ({reason})",
+    "op.read": "{} read",
+    "op.changed": "{} changed",
+    "op.created": "{} created",
+    "op.renamed": "{} renamed",
+    "op.deleted": "{} deleted",
+    "op.none": "operations on protected files",
+    "nothing": "nothing is hidden",
+    "never": "never",
+    "more": ": {}",
+}
+
+JA = {
+    "severity.1": "情報",
+    "severity.2": "低",
+    "severity.3": "中",
+    "severity.4": "高",
+    "severity.5": "重大",
+    "approved": "、承認済み",
+    "unapproved": "、未承認",
+    "expired": "、承認期限切れ",
+    "revoked": "、承認取消済み",
+    "unknown": "、承認状況不明",
+    "by": " ({} による)",
+    "via": " ({} 経由)",
+    "time": "、時刻のみで関連付け",
+    "content": "、内容で関連付け",
+    "attribution.unknown": "、プロセス不明",
+    "attribution.session": "、セッションからの推定",
+    "simulated": " (模擬)",
+    "read_only": "、読み取り専用",
+    "a_file": "ファイル",
+    "a_file_of": "{} ファイル",
+    "something": "不明な対象",
+    "medium.attached": "{medium} が接続されました{decision}{simulated}",
+    "medium.detached": "{medium} が取り外されました{simulated}",
+    "medium.mounted": "{medium} が {mount} にマウントされました{fs}{read_only}{decision}{simulated}",
+    "medium.unmounted": "{medium} が {mount} からアンマウントされました{simulated}",
+    "file.copied_out": "{source} → {target}{size}{by}{decision}{doubt}",
+    "file.written": "{dest} が {target} に書き込まれました{size}{by}{decision}{doubt}",
+    "file.brought_in": "{dest} が {target} から持ち込まれました{size}{by}{doubt}",
+    "file.staged": "{source} が {dest} に複製されました{size}{by}{doubt}",
+    "file.history": "{label}: {operations}{by}",
+    "access.changed": "{source}: アクセス権が変わりました{by}{more}",
+    "medium.unapproved": "{medium} には有効な承認がありません{decision}",
+    "medium.first_use": "{medium} をこの人が初めて使いました{decision}",
+    "copy.staged": "{source} が別の場所の複製を経て持ち出されました → {target}{size}{by}{decision}{doubt}",
+    "copy": "上限 {limit} を超過: {window} に {limit_bytes}、{limit_files} ファイル → {target}{decision}",
+    "device.disguised": "{medium} は名乗っている機器ではありません{more}",
+    "agent.started": "エージェントが起動しました{more}",
+    "agent.stopped": "エージェントが停止しました{more}",
+    "agent.heartbeat": "エージェントは正常です{more}",
+    "agent.config": "有効な設定{more}",
+    "agent.sensors": "この機械で見えないもの: {blind}{more}",
+    "agent.gap": "欠落: {lost}{more}",
+    "agent.tampered": "エージェント自身の記録またはファイルが改変されました{more}",
+    "agent.clock": "時計が飛びました{more}",
+    "agent.silent": "報告が途絶えました (最終受信 {last_seen})",
+    "agent.back": "報告が再開しました",
+    "review.decided": "検知事項が判断されました{more}",
+    "register.changed": "媒体台帳が変更されました{more}",
+    "record.viewed": "記録が閲覧されました{more}",
+    "other": "{code}{more}",
+    "lost.count": "{count} 件 ({reason})",
+    "lost.some": "件数不明 ({reason})",
+    "op.read": "読み取り {}",
+    "op.changed": "変更 {}",
+    "op.created": "作成 {}",
+    "op.renamed": "改名 {}",
+    "op.deleted": "削除 {}",
+    "op.none": "保護対象ファイルの操作",
+    "nothing": "なし",
+    "never": "なし",
+    "more": ": {}",
+}
+
+TEXTS: dict[Language, dict[str, str]] = {"en": EN, "ja": JA}
+
+
+def harmless(text: str, limit: int = MAX_PIECE) -> str:
+    """Foreign text for a terminal: controls, line breaks, bidi, invisible characters as `\\u{hex}`; cut at `limit`."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    if cut.isascii() and cut.isprintable():
+        return cut
+    return "".join(f"\\u{{{ord(each):x}}}" if unicodedata.category(each) in _UNSAFE else each for each in cut)
+
+
+def display_width(text: str) -> int:
+    """Columns `text` takes on a terminal: 2 for wide characters (UAX 11), 0 for combining ones."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
+
+
+def fit(text: str, width: int) -> str:
+    """`text` cut to `width` columns, with an ellipsis if it was longer."""
+    if display_width(text) <= width:
+        return text
+    kept, used = [], 0
+    for each in text:
+        used += display_width(each)
+        if used > width - 1:
+            break
+        kept.append(each)
+    return "".join(kept) + "…"
+
+
+def pad(text: str, width: int) -> str:
+    """`text` and spaces up to `width` columns."""
+    return text + " " * (width - display_width(text))
+
+
+def size_text(count: int) -> str:
+    """ "4.2 MB": decimal units, as media are sold and file managers show them."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB", "PB"):
+        value /= 1000
+        if value < 999.95 or unit == "PB":
+            break
+    return f"{value:.1f} {unit}"
+
+
+def window_text(seconds: int) -> str:
+    """ "10m", "30d": as it is written in the configuration."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds // unit}{name}"
+    return f"{seconds}s"
+
+
+def time_text(ms: int, zone: tzinfo | None) -> str:
+    """Local date and time to the second; a time no calendar has is shown as the number it is."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, zone or UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{ms} ms"
+
+
+def medium_text(medium: MediumInfo) -> str:
+    """ "Kingston DataTraveler 3.0 (60A44C…)": vendor, model and the beginning of the serial number, or the key."""
+    names = [text for text in (medium.vendor, medium.model) if text is not UNSET and text]
+    if len(names) == 2 and names[1].lower().startswith(names[0].lower()):
+        names = names[1:]
+    name = " ".join(names) or (medium.label if medium.label is not UNSET and medium.label else "") or medium.key
+    serial = medium.serial if medium.serial is not UNSET else ""
+    if serial:
+        name += f" ({serial[:6]}…)" if len(serial) > 7 else f" ({serial})"
+    return harmless(name)
+
+
+class _Pieces(dict[str, str]):
+    """What a sentence may name, computed when it does."""
+
+    def __init__(self, seen: Seen, texts: dict[str, str], zone: tzinfo | None) -> None:
+        super().__init__()
+        self.seen, self.ours, self.texts, self.zone = seen, seen.unmapped.sekisho, texts, zone
+
+    def __missing__(self, name: str) -> str:
+        make: Callable[[], str] = getattr(self, f"_{name}")
+        return make()
+
+    def _code(self) -> str:
+        return harmless(self.seen.metadata.event_code)
+
+    def _more(self) -> str:
+        return self.texts["more"].format(harmless(self.seen.message)) if self.seen.message else ""
+
+    def _medium(self) -> str:
+        if self.ours.medium is not UNSET:
+            return medium_text(self.ours.medium)
+        named = self.seen.peripheral_device.get("name")
+        return harmless(named) if isinstance(named, str) else self.texts["something"]
+
+    def _target(self) -> str:
+        """Where it went: a medium, else the way and the far end."""
+        if self.ours.medium is not UNSET:
+            return medium_text(self.ours.medium)
+        way = harmless(self.ours.way) if self.ours.way is not UNSET else self.texts["something"]
+        path = self.ours.dest.path if self.ours.dest is not UNSET else UNSET
+        return f"{way} {harmless(path)}" if path is not UNSET else way
+
+    def _mount(self) -> str:
+        mount = self.ours.medium.mount if self.ours.medium is not UNSET else UNSET
+        return harmless(mount) if mount is not UNSET else self.texts["something"]
+
+    def _fs(self) -> str:
+        fs = self.ours.medium.fs if self.ours.medium is not UNSET else UNSET
+        return f" ({harmless(fs)})" if fs is not UNSET else ""
+
+    def _read_only(self) -> str:
+        return self.texts["read_only"] if self.ours.medium is not UNSET and self.ours.medium.read_only is True else ""
+
+    def _decision(self) -> str:
+        decision = self.ours.medium.decision if self.ours.medium is not UNSET else UNSET
+        if decision is UNSET:
+            return ""
+        return self.texts.get(decision, f", {harmless(decision)}")
+
+    def _simulated(self) -> str:
+        return self.texts["simulated"] if self.ours.simulated else ""
+
+    def _source(self) -> str:
+        if self.ours.protected is not UNSET:
+            label, rel = self.ours.protected.label, self.ours.protected.rel
+            return harmless(f"{label}/{rel}" if rel is not UNSET else label)
+        if self.ours.source is not UNSET:
+            return harmless(self.ours.source.path)
+        return self._dest()
+
+    def _dest(self) -> str:
+        path = self.ours.dest.path if self.ours.dest is not UNSET else UNSET
+        if path is not UNSET:
+            return harmless(path)
+        for name in ("path", "name"):
+            text = self.seen.file.get(name)
+            if isinstance(text, str) and text:
+                return harmless(text)
+        ext = self.seen.file.get("ext")
+        return self.texts["a_file_of"].format(harmless(f".{ext}")) if isinstance(ext, str) and ext else self.texts["a_file"]
+
+    def _label(self) -> str:
+        return harmless(self.ours.protected.label) if self.ours.protected is not UNSET else self._source()
+
+    def _size(self) -> str:
+        count = self.ours.bytes
+        if count is UNSET and self.ours.dest is not UNSET:
+            count = self.ours.dest.size
+        if count is UNSET:
+            size = self.seen.file.get("size")
+            count = size if type(size) is int else UNSET
+        return f" {size_text(count)}" if count is not UNSET else ""
+
+    def _by(self) -> str:
+        process = self.ours.process
+        if process is UNSET:
+            return ""
+        if process.exe is not UNSET:
+            name = process.exe.rpartition("/")[2]
+        else:
+            name = process.argv[0].rpartition("/")[2] if process.argv is not UNSET and process.argv else f"pid {process.pid}"
+        return self.texts["by"].format(harmless(name))
+
+    def _doubt(self) -> str:
+        """How sure the join and the person are, where they are not simply sure."""
+        doubts = [self.texts[self.ours.link]] if self.ours.link in ("time", "content") else []
+        weak = self.ours.attribution
+        doubts += [self.texts[f"attribution.{weak}"]] if weak in ("session", "unknown") else []
+        return "".join(doubts)
+
+    def _operations(self) -> str:
+        found = []
+        for name in _OPERATIONS:
+            count = self.ours.detail.get(name)
+            number = len(count) if isinstance(count, list) else count
+            if type(number) is int and number:
+                found.append(self.texts[f"op.{name}"].format(number))
+        return ", ".join(found) or (harmless(self.seen.message) if self.seen.message else self.texts["op.none"])
+
+    def _blind(self) -> str:
+        blind = self.ours.detail.get("blind")
+        codes = [harmless(code, 40) for code in blind if isinstance(code, str)] if isinstance(blind, list) else []
+        return ", ".join(codes[:12]) or (self.texts["nothing"] if isinstance(blind, list) else "?")
+
+    def _lost(self) -> str:
+        lost = self.ours.lost
+        if lost is UNSET:
+            return "?"
+        kind = "lost.some" if lost.count is UNSET else "lost.count"
+        return self.texts[kind].format(count=lost.count, reason=harmless(lost.reason, 80))
+
+    def _last_seen(self) -> str:
+        at = self.ours.detail.get("last_seen")
+        return time_text(at, self.zone) if type(at) is int else self.texts["never"]
+
+    def _limit(self) -> str:
+        return harmless(self.ours.limit.name) if self.ours.limit is not UNSET else "?"
+
+    def _limit_bytes(self) -> str:
+        return size_text(self.ours.limit.bytes) if self.ours.limit is not UNSET else "?"
+
+    def _limit_files(self) -> str:
+        return str(self.ours.limit.files) if self.ours.limit is not UNSET else "?"
+
+    def _window(self) -> str:
+        return window_text(self.ours.limit.window) if self.ours.limit is not UNSET else "?"
+
+
+def what(seen: Seen, lang: Language = "en", zone: tzinfo | None = None) -> str:
+    """What happened, as one sentence without time, machine or person."""
+    texts, code = TEXTS[lang], seen.metadata.event_code
+    key = code if "." in code and code in texts else "other"
+    if key == "other" and code.startswith("copy.") and seen.unmapped.sekisho.limit is not UNSET:
+        key = "copy"
+    return texts[key].format_map(_Pieces(seen, texts, zone))
+
+
+def who(seen: Seen) -> str:
+    """The login user, "-" if none is known."""
+    login = seen.unmapped.sekisho.login
+    if login is not UNSET:
+        return harmless(login.user, 64) if login.user is not UNSET and login.user else f"uid {login.uid}"
+    user = seen.actor.get("user")
+    name: Any = user.get("name") if isinstance(user, dict) else None
+    return harmless(name, 64) if isinstance(name, str) and name else "-"
+
+
+def machine(seen: Seen) -> str:
+    """The machine's name, else the beginning of its id."""
+    for key, limit in (("hostname", 64), ("uid", 12)):
+        text = seen.device.get(key)
+        if isinstance(text, str) and text:
+            return harmless(text, limit)
+    return "-"
+
+
+def line(
+    event: bytes | Seen, *, lang: Language = "en", zone: tzinfo | None = None, colour: bool = False, width: int | None = None
+) -> str:
+    """One event as one line: time, severity, machine, login user, what happened.
+
+    `zone` None is UTC. With a `width` (columns of a terminal) the fields stand in columns and the line is cut to fit;
+    without, single spaces and no cut. Bytes that are no event are shown as such, harmlessly.
+    """
+    texts = TEXTS[lang]
+    try:
+        seen = event if isinstance(event, Seen) else read(event)
+    except msgspec.MsgspecError:
+        raw = event if isinstance(event, bytes) else b""
+        return fit(f"? {harmless(raw.decode('utf-8', 'replace'))}", width or 10_000)
+    grade = texts.get(f"severity.{seen.severity_id}", SEVERITIES[5] if seen.severity_id > 5 else "-")
+    fields = [time_text(seen.time, zone), grade, machine(seen), who(seen)]
+    if width is not None:
+        fields = [pad(fields[0], 19), pad(fields[1], 8), pad(fit(fields[2], 24), 12), pad(fit(fields[3], 20), 10)]
+    text = fit(" ".join((*fields, what(seen, lang, zone))), width or 1 << 30)
+    if not colour:
+        return text
+    start = len(fields[0])
+    body = text[start:]
+    tone = _COLOURS.get(seen.severity_id, _COLOURS[5])
+    return f"{_DIM}{text[:start]}{_RESET}{tone}{body}{_RESET if tone else ''}"
+
+
+def table(rows: list[list[str]], heads: list[str], gap: int = 2) -> str:
+    """Rows of foreign text as columns under `heads`; the last column is not padded."""
+    clean = [heads, *([harmless(re.sub(r"\s+", " ", cell)) for cell in row] for row in rows)]
+    widths = [max(display_width(row[n]) for row in clean) for n in range(len(heads))]
+    lines = [[pad(cell, widths[n] + gap) if n + 1 < len(heads) else cell for n, cell in enumerate(row)] for row in clean]
+    return "\n".join("".join(cells).rstrip() for cells in lines)

@@ -1,0 +1,237 @@
+"""pid → who: process, parents, and the login user behind it; and how sure that is.
+
+Question: by whose hand? Owns: the process table (a value fed with ProcSeen and ProcGone, bounded, forgetting the dead after a
+while), kinship between processes (ancestors, shared pipes), the person at the active session, and the masking of secrets in
+argv. Must not know files, media or /proc. The login uid is the kernel's (`/proc/PID/loginuid`), which su and sudo keep.
+A pid alone names nobody: an entry lives from one `start` to the next, and file facts may come after the process ended.
+"""
+
+import re
+from collections.abc import Iterator
+
+from msgspec import structs
+
+from agent.contract.codes import Attribution
+from agent.core.facts import OpenFile, Process, ProcGone, ProcSeen, Session
+from agent.core.media import clean
+
+NO_LOGIN = 0xFFFF_FFFF
+"""(uid_t) -1: the kernel's word for "no login uid" (proc(5))."""
+_MOST = 8_192
+_KEPT_DEAD_MS = 60_000
+_MAX_ARGS, _MAX_ARG, _MAX_ARGV = 64, 256, 4_096
+_MAX_PIPES, _MAX_KIN, _MAX_ANCESTORS, _CROWD = 64, 32, 12, 12
+_OLD_PIPE_MS = 1_000
+_OVERLAP_MS = 2_000
+
+_SECRET = r"pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|auth|credentials?|private[_-]?key"
+_ASSIGNED = re.compile(rf"(?i)((?:^|[?&;,\s_-])(?:[A-Za-z0-9_]*[_-])?(?:{_SECRET})\s*[=:]\s*)([^\s&;,]+)")
+_OPTION = re.compile(rf"(?i)--?(?:[a-z0-9]+[_-])*(?:{_SECRET})$")
+_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:)([^/\s@]+)(@)")
+_CLOUD_KEY = re.compile(r"\b((?:AKIA|ASIA)[A-Z0-9]{4})[A-Z0-9]{12}\b")
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_GLUED = re.compile(r"-p(?=.)")
+_GLUED_PROGRAMS = re.compile(r"(?:^|/)(?:mysql\w*|mariadb[\w-]*|sshpass|7z\w?|unrar|rar)$")
+_MASK = "***"
+
+
+def masked(argv: list[str]) -> list[str]:
+    """argv fit to be recorded: secrets replaced by ***, cut to 64 arguments of 256 characters, 4096 in all."""
+    out: list[str] = []
+    left, hide = _MAX_ARGV, False
+    glued = bool(argv) and _GLUED_PROGRAMS.search(argv[0]) is not None
+    for number, raw in enumerate(argv):
+        if number >= _MAX_ARGS or left <= 0:
+            out.append("…")
+            break
+        text = raw if raw.isascii() and raw.isprintable() else clean(raw[: 4 * _MAX_ARG])
+        if hide:
+            text, hide = _MASK, False
+        else:
+            hide = _OPTION.match(text) is not None
+            if glued and _GLUED.match(text):
+                text = "-p" + _MASK
+            if "=" in text or ":" in text:
+                text = _IN_URL.sub(rf"\1{_MASK}\3", _ASSIGNED.sub(rf"\1{_MASK}", text))
+            text = _BEARER.sub(rf"\1 {_MASK}", _CLOUD_KEY.sub(rf"\1{_MASK}", text))
+        text = text if len(text) <= _MAX_ARG else text[:_MAX_ARG] + "…"
+        left -= len(text)
+        out.append(text)
+    return out
+
+
+class Entry:
+    """One process in one life. `encoded` is room for whoever writes it as JSON, emptied when the process changed."""
+
+    __slots__ = ("encoded", "files", "first_ms", "gone_ms", "pipes", "process", "seen_ms")
+
+    def __init__(self, process: Process, at_ms: int) -> None:
+        self.process = process
+        self.first_ms = self.seen_ms = at_ms
+        self.gone_ms: int | None = None
+        self.pipes: dict[int, int] = dict.fromkeys(process.pipes[:_MAX_PIPES], at_ms)
+        self.files: list[OpenFile] = process.files
+        self.encoded: object = None
+
+    @property
+    def login_uid(self) -> int | None:
+        """The login uid, None if the kernel has none for this process."""
+        uid = self.process.loginuid
+        return None if uid is None or uid == NO_LOGIN or uid < 0 else uid
+
+    @property
+    def attribution(self) -> Attribution:
+        """How the process was known."""
+        return "exact" if self.process.known == "exact" else "cached"
+
+
+def _cleaned(process: Process) -> Process:
+    return structs.replace(
+        process,
+        exe=clean_exe(process.exe),
+        argv=masked(process.argv),
+        user=clean(process.user),
+        login_user=clean(process.login_user),
+        session=clean(process.session),
+        tty=clean(process.tty),
+        remote=clean(process.remote),
+    )
+
+
+def clean_exe(exe: str) -> str:
+    """The path of a program, without what the kernel appends once the file was replaced."""
+    return clean(exe.removesuffix(" (deleted)"))
+
+
+class People:
+    """The process table. `who(pid)` answers for the living and, for a minute, for the dead."""
+
+    def __init__(self) -> None:
+        self._table: dict[int, Entry] = {}
+        self._holders: dict[int, set[int]] = {}
+        self.session = Session(at_ms=0)
+
+    def seen(self, fact: ProcSeen) -> bool:
+        """Take in what is known of a process now. True if the pid began a new life, so that all that was tied to it ends."""
+        process, at_ms = _cleaned(fact.process), fact.at_ms
+        known = self._table.pop(process.pid, None)
+        reborn = known is not None and known.process.start != process.start and 0 not in (known.process.start, process.start)
+        if known is None or reborn:
+            if known is not None:
+                self._drop_pipes(known)
+            entry = Entry(process, at_ms)
+        else:
+            entry = known
+            self._merge(entry, process, at_ms)
+        self._table[process.pid] = entry
+        for pipe in entry.pipes:
+            self._holders.setdefault(pipe, set()).add(process.pid)
+        while len(self._table) > _MOST:
+            self._drop_pipes(self._table.pop(next(iter(self._table))))
+        return reborn
+
+    def gone(self, fact: ProcGone) -> None:
+        """A process ended; what its last facts tell may still be on the way."""
+        entry = self._table.get(fact.pid)
+        if entry is not None and (fact.start in (0, entry.process.start) or entry.process.start == 0):
+            entry.gone_ms = fact.at_ms
+
+    def who(self, pid: int) -> Entry | None:
+        """The entry of a pid, None if nothing was told of it."""
+        return self._table.get(pid)
+
+    def sweep(self, now_ms: int) -> list[int]:
+        """Forget who ended more than a minute ago; the pids forgotten."""
+        old = [pid for pid, entry in self._table.items() if entry.gone_ms is not None and now_ms - entry.gone_ms > _KEPT_DEAD_MS]
+        for pid in old:
+            self._drop_pipes(self._table.pop(pid))
+        return old
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def ancestors(self, pid: int) -> Iterator[int]:
+        """Parents of a process, nearest first, without init; a pid that was reused since is not followed."""
+        entry, seen = self._table.get(pid), {pid}
+        while entry is not None and len(seen) <= _MAX_ANCESTORS:
+            told = [(parent.pid, parent.start) for parent in entry.process.parents] or [(entry.process.ppid, 0)]
+            entry = None
+            for parent, start in told:
+                if parent <= 1 or parent in seen:
+                    return
+                known = self._table.get(parent)
+                if known is not None and start and known.process.start not in (0, start):
+                    return
+                seen.add(parent)
+                yield parent
+                entry = known
+
+    def kin(self, pid: int) -> list[int]:
+        """Other processes that can have handed their data to `pid`: who shares a pipe, over any number of stages, and its
+        ancestors (rsync's sender, a shell that opened the file). A pipe that everybody in a session inherited links nobody."""
+        linked: dict[int, None] = {}
+        todo = [pid]
+        while todo and len(linked) < _MAX_KIN:
+            here = todo.pop()
+            for pipe, since_ms in (self._table[here].pipes if here in self._table else {}).items():
+                holders = self._holders.get(pipe, set())
+                if len(holders) < 2 or len(holders) > _CROWD or self._inherited(pipe, here, since_ms):
+                    continue
+                for other in holders - {pid} - linked.keys():
+                    if self._overlap(here, other):
+                        linked[other] = None
+                        todo.append(other)
+        for parent in self.ancestors(pid):
+            linked.setdefault(parent)
+        return list(linked)
+
+    def _inherited(self, pipe: int, pid: int, since_ms: int) -> bool:
+        """Whether an ancestor was seen to hold this pipe well before `pid` was seen at all: then it is not a pipeline's own."""
+        for parent in self.ancestors(pid):
+            entry = self._table.get(parent)
+            held_ms = entry.pipes.get(pipe) if entry else None
+            if held_ms is not None and since_ms - held_ms >= _OLD_PIPE_MS:
+                return True
+        return False
+
+    def _overlap(self, one: int, other: int) -> bool:
+        first, second = self._table.get(one), self._table.get(other)
+        if first is None or second is None:
+            return False
+        return not (
+            (first.gone_ms is not None and second.first_ms - first.gone_ms > _OVERLAP_MS)
+            or (second.gone_ms is not None and first.first_ms - second.gone_ms > _OVERLAP_MS)
+        )
+
+    @staticmethod
+    def _merge(entry: Entry, process: Process, at_ms: int) -> None:
+        """A later look at the same life; a look at a dead one brings less and must not take away what was known."""
+        before = entry.process
+        entry.seen_ms = at_ms
+        if entry.gone_ms is not None and process.known == "exact":
+            entry.gone_ms = None
+        for pipe in process.pipes[:_MAX_PIPES]:
+            if len(entry.pipes) < _MAX_PIPES:
+                entry.pipes.setdefault(pipe, at_ms)
+        entry.files = process.files or entry.files
+        if process.exe:
+            kept = structs.replace(process, known="exact" if before.known == "exact" else process.known)
+        else:
+            kept = structs.replace(before, uid=before.uid if process.uid is None else process.uid)
+        for name in ("start", "ppid", "loginuid", "login_user", "user", "session", "tty", "remote", "argv", "parents"):
+            if getattr(kept, name) in (0, None, "", []) and getattr(process, name) not in (0, None, "", []):
+                setattr(kept, name, getattr(process, name))
+            elif getattr(kept, name) in (0, None, "", []):
+                setattr(kept, name, getattr(before, name))
+        if process.loginuid not in (None, NO_LOGIN):
+            kept.loginuid, kept.login_user = process.loginuid, process.login_user or kept.login_user
+        if kept != before:
+            entry.process, entry.encoded = kept, None
+
+    def _drop_pipes(self, entry: Entry) -> None:
+        for pipe in entry.pipes:
+            holders = self._holders.get(pipe)
+            if holders is not None:
+                holders.discard(entry.process.pid)
+                if not holders:
+                    del self._holders[pipe]

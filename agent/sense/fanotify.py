@@ -1,0 +1,438 @@
+# ruff: noqa: PTH115
+# (paths are raw bytes here, and pathlib knows only text)
+"""Which files are opened, written, renamed and removed, in protected directories and on media: fanotify(7).
+
+Owns: two notification groups, their marks, and the way from a file handle to a path. Protected trees carry a mark on every
+directory (work elsewhere costs nothing) and on single files that are reached from elsewhere too: hard links, moved-out
+files. A medium with a file system of its own carries one mark on that file system; a plain folder, marks on its
+directories; a file system that refuses handles (exfat, FUSE, a btrfs subvolume) is read through the second, descriptor
+group, which tells finished writes only. Facts for unprotected and protected paths look the same: what a path means is
+the core's to know. Must not know: processes (it names pids, and `on_pid` lets the daemon look while they live), policy.
+
+No descriptor stays open on a medium, so that it can be unmounted at any time. New directories are marked, then searched:
+what is in them by then is told as Found, with the pid of whoever made the directory as a hint.
+Paths inside are raw bytes; facts carry `path_text`.
+"""
+
+import os
+import select
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from agent.contract.event import path_bytes, path_text
+from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Found, Grown, Lost, Moved, Opened
+from agent.sense import SensorError, kernel
+from agent.sense.fanotify_events import Names, heads, names
+from agent.sense.marks import Marks, Seen, real
+
+_CACHED = 4096
+_GROWING = 4096
+_READ_BYTES = 1 << 18
+_READS = 16  # buffers in one drain, so that a storm can't keep the daemon from its other sensors
+_SWEEP = 400
+
+OnPid = Callable[[int], None]
+_Known = tuple[bytes, bytes, str]
+"""A file: key, raw path, path as text"""
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A file made on a medium and not closed yet."""
+
+    path: bytes
+    pid: int
+    size: int = 0
+
+
+class Fanotify:
+    """A Sensor. `want_sizes`: look up size and inode of opened files too. `ignore`: pids whose events are nobody's business."""
+
+    def __init__(self) -> None:
+        flags = kernel.FAN_CLASS_NOTIF | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
+        flags |= kernel.FAN_UNLIMITED_QUEUE | kernel.FAN_UNLIMITED_MARKS
+        try:
+            self._group = kernel.fanotify_init(flags | kernel.FAN_REPORT_DFID_NAME_TARGET)
+        except OSError as error:
+            raise SensorError(f"fanotify: {error.strerror}; it needs CAP_SYS_ADMIN (root) and Linux 5.17 or later") from None
+        self._plain = kernel.fanotify_init(flags)
+        self._poll = select.epoll()
+        self._poll.register(self._group, select.EPOLLIN)
+        self._poll.register(self._plain, select.EPOLLIN)
+        self.want_sizes = False
+        self.ignore = {os.getpid()}
+        self.unresolved = 0
+        self._marks = Marks(self._group, self._plain)
+        self._dirs: dict[bytes, tuple[bytes, str]] = {}
+        self._seen: dict[bytes, _Known] = {}
+        self._growing: dict[bytes, _Growing] = {}
+        self._sweeping: Iterator[tuple[bytes, Seen] | None] | None = None
+        self._drained_ms = 0
+        self._inside: list[tuple[int, list[Seen]]] = []
+        self._told: set[bytes] = set()
+
+    def watch_tree(self, path: str) -> None:
+        """Watch a protected directory with all below it, on its own file system. Raises SensorError if it can't be."""
+        self._marks.add_tree(path)
+
+    def watch_medium(self, mount: str, alone: bool) -> None:
+        """Watch what is written below `mount`. `alone`: the file system there is the medium's own. Raises SensorError."""
+        self._marks.add_medium(mount, alone)
+
+    def unwatch(self, mount: str) -> None:
+        """Forget a medium or a tree; its marks go too, unless the kernel took them at unmount."""
+        root = self._marks.remove(real(path_bytes(mount)))
+        if root is not None:
+            self._forget_paths()
+            self._growing = {key: file for key, file in self._growing.items() if not root.covers(file.path)}
+
+    def follow(self, path: str) -> bool:
+        """Watch one file (text as in facts) under any name, wherever it goes on its file system; False if that can't be."""
+        return self._marks.mark_file(path_bytes(path))
+
+    # -- the sensor ---------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """An epoll descriptor over both groups."""
+        return self._poll.fileno() if not self._poll.closed else -1
+
+    def drain(self, now_ms: int, on_pid: OnPid | None = None) -> Iterator[Fact]:
+        """What happened since the last call.
+
+        `on_pid` is called for each pid of a buffer before any path in it is resolved, so that short-lived programs are looked
+        at while they are there; for every buffer anew, so remember whom you have looked at.
+        """
+        for _ in range(_READS):
+            try:
+                buffer = os.read(self._group, _READ_BYTES)
+            except BlockingIOError:
+                break
+            yield from self._facts(buffer, now_ms, on_pid)
+        for _ in range(_READS):
+            try:
+                buffer = os.read(self._plain, 4096)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # the file could not be opened for us (a FUSE server is gone); the event is spent
+            yield from self._finished(buffer, now_ms, on_pid)
+        self._drained_ms = now_ms
+        inside, self._inside = self._inside, []
+        for pid, found in inside:  # last, for what is in the queue by now is older than our look
+            yield from self._found(found, now_ms, pid)
+        self._told.clear()
+
+    def grown(self, now_ms: int) -> Iterator[Fact]:
+        """How large the files are that were made on a medium and are not closed yet; only those that grew."""
+        for key, file in list(self._growing.items()):
+            now = _lstat(file.path)
+            if now is None or not stat.S_ISREG(now.st_mode):
+                self._growing.pop(key, None)
+            elif now.st_size != file.size:
+                file.size = now.st_size
+                yield Grown(at_ms=now_ms, pid=file.pid, key=key, path=path_text(file.path), size=now.st_size)
+
+    def sweep(self, now_ms: int) -> Iterator[Fact]:
+        """A few hundred files of the protected trees, each call the next ones: marks what is reached by more than one name.
+
+        link(2) tells nothing to the directory of the file linked; so a hard link made elsewhere is noticed here, later.
+        """
+        if self._sweeping is None:
+            self._sweeping = self._swept()
+        for _ in range(_SWEEP):
+            try:
+                step = next(self._sweeping)
+            except StopIteration:
+                self._sweeping = None
+                return
+            if step is not None:
+                key, (raw, seen) = step
+                path = path_text(raw)
+                yield Attributes(at_ms=now_ms, pid=0, key=key, path=path, inode=seen.st_ino, links=seen.st_nlink)
+
+    def rescan(self, mount: str, now_ms: int, since_ms: int = 0) -> Iterator[Fact]:
+        """Found for each file below `mount` changed (ctime or mtime) at or after `since_ms`."""
+        root = self._marks.roots.get(real(path_bytes(mount)))
+        if root is None:
+            return
+        found: list[Seen] = []
+        try:
+            self._marks.search(root, root.path, found)
+        except OSError:
+            self._marks.cut.add(root.path)
+        yield from self._found(found, now_ms, 0, since_ms)
+
+    def coverage(self, now_ms: int) -> Coverage:
+        """Which roots are seen fully, which in part."""
+        blind: list[str] = []
+        why: list[str] = []
+        trees = [root for root in self._marks.roots.values() if not root.medium]
+        if trees:
+            blind.append("fresh_hard_links")
+        for root in self._marks.roots.values():
+            if root.way == "descriptors":
+                blind += ["medium_new_files", "medium_renames", "medium_deletes"]
+                why.append(f"{path_text(root.path)} tells finished writes only (its file system has no file handles)")
+        if any(root.way == "directories" and root.medium for root in self._marks.roots.values()):
+            blind.append("first_files_of_new_directories")
+        for path in sorted(self._marks.cut):
+            blind.append("search_cut_short")
+            why.append(f"{path_text(path)} could not be searched to its end")
+        ok = not why
+        counts = f"{self._marks.count} marks on {len(self._marks.roots)} directories and media"
+        if self.unresolved:
+            why.append(f"{self.unresolved} times a file was gone before its path was known")
+        return Coverage(
+            at_ms=now_ms,
+            sensor="fanotify",
+            ok=ok,
+            sees=["protected_files", "media_files"],
+            blind=list(dict.fromkeys(blind)),
+            why="; ".join([counts, *why]),
+        )
+
+    def close(self) -> None:
+        """Closing a group drops its marks and what is unread."""
+        if self._group >= 0:
+            self._poll.close()
+            os.close(self._group)
+            os.close(self._plain)
+            self._group = self._plain = -1
+
+    # -- from records to facts ----------------------------------------------------------------------------------------
+
+    def _facts(self, buffer: bytes, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
+        records = heads(buffer)
+        if on_pid is not None:
+            for pid in {head[2] for head in records} - self.ignore:
+                on_pid(pid)
+        ignore, seen, want = self.ignore, self._seen, self.want_sizes
+        for mask, _, pid, start, end in records:
+            if pid in ignore:
+                continue
+            if mask & kernel.FAN_ONDIR:
+                if mask & ~(kernel.FAN_OPEN | kernel.FAN_ONDIR | kernel.FAN_DELETE):
+                    yield from self._directory(mask, pid, names(buffer, start, end), now_ms)
+                continue
+            if mask & kernel.FAN_Q_OVERFLOW:
+                yield from self._overflowed(now_ms)
+                continue
+            if mask & kernel.FAN_RENAME:
+                yield from self._renamed(pid, names(buffer, start, end), now_ms)
+                continue
+            record = buffer[start:end]
+            known = seen.get(record)
+            if known is None:
+                known = self._look_up(record)
+            if mask == kernel.FAN_OPEN and not want:
+                yield Opened(at_ms=now_ms, pid=pid, key=known[0], path=known[2])
+            else:
+                yield from self._happened(mask, pid, known, now_ms)
+
+    def _look_up(self, record: bytes) -> _Known:
+        told = names(record, 0, len(record))
+        if told.dir:
+            folder, text = self._dir(told.dir)
+            raw = folder + b"/" + told.name if folder else told.name
+            path = f"{text}/{path_text(told.name)}" if folder else path_text(told.name)
+        else:
+            raw, path = self._resolve(told.target)
+        if len(self._seen) >= _CACHED:
+            self._seen.clear()
+        known = (told.target or told.dir, raw, path)
+        if raw.startswith(b"/"):
+            self._seen[record] = known
+        return known
+
+    def _happened(self, mask: int, pid: int, known: _Known, now_ms: int) -> Iterator[Fact]:
+        """Facts of one record about a file; the kernel merges kinds, so they are told in the order of a file's life."""
+        key, raw, path = known
+        if mask == kernel.FAN_ATTRIB and not raw:
+            return  # the last name of a file marked by itself is gone, which its directory told
+        found = _lstat(raw)
+        size = found.st_size if found else None
+        if mask & kernel.FAN_CREATE:
+            if self._marks.on_medium(raw):
+                if len(self._growing) >= _GROWING:
+                    self._growing.pop(next(iter(self._growing)))
+                self._growing[key] = _Growing(raw, pid)
+            self._told.add(key)
+            yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
+            if found and found.st_nlink > 1:
+                self._marks.mark_link(key, raw, found)
+        if mask & kernel.FAN_OPEN:
+            inode = found.st_ino if found else None
+            yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=size, inode=inode)
+        if mask & kernel.FAN_ATTRIB:
+            inode, links = (found.st_ino, found.st_nlink) if found else (None, None)
+            yield Attributes(at_ms=now_ms, pid=pid, key=key, path=path, inode=inode, links=links)
+            if found and found.st_nlink > 1:
+                self._marks.mark_link(key, raw, found)
+        if mask & kernel.FAN_CLOSE_WRITE:
+            self._growing.pop(key, None)
+            self._told.add(key)
+            yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=size)
+        if mask & kernel.FAN_DELETE:
+            self._growing.pop(key, None)
+            yield Deleted(at_ms=now_ms, pid=pid, key=key, path=path)
+
+    def _renamed(self, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
+        raw, path = self._join(told.dir, told.name)
+        _, old_path = self._join(told.old_dir, told.old_name)
+        if not told.dir:  # to where nothing is marked: follow the file itself
+            raw, path = self._resolve(told.target)
+            if raw:
+                self._marks.mark_file(raw)
+        if told.target in self._growing:
+            self._growing[told.target].path = raw
+        found = _lstat(raw)
+        size = found.st_size if found else None
+        yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, size=size)
+
+    def _directory(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
+        """Something happened to a directory: a new one is marked and searched, a moved one makes known paths wrong."""
+        if mask & kernel.FAN_RENAME:
+            self._forget_paths()
+            raw, path = self._join(told.dir, told.name) if told.dir else self._resolve(told.target)
+            old_raw, old_path = self._join(told.old_dir, told.old_name)
+            for file in self._growing.values():
+                if file.path.startswith(old_raw + b"/"):
+                    file.path = raw + file.path[len(old_raw) :]
+            yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, is_dir=True)
+            came_in = bool(told.dir) and not told.old_dir
+        else:
+            raw, path = self._join(told.dir, told.name)
+            came_in = bool(mask & kernel.FAN_CREATE)
+        if mask & kernel.FAN_ATTRIB:
+            found = _lstat(raw)
+            yield Attributes(at_ms=now_ms, pid=pid, key=told.target or told.dir, path=path, inode=found and found.st_ino)
+        root = self._marks.root_of(raw)
+        if came_in and root and root.way == "directories":
+            inside: list[Seen] = []
+            try:
+                self._marks.search(root, raw, inside)
+            except OSError:
+                return  # it is gone again
+            self._inside.append((pid, inside))
+
+    def _finished(self, buffer: bytes, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
+        """The descriptor group: path and size by the open file, which is closed before anything else is done."""
+        closed: list[Closed] = []
+        for mask, fd, pid, _, _ in heads(buffer):
+            if mask & kernel.FAN_Q_OVERFLOW:
+                yield from self._overflowed(now_ms)
+            if fd < 0:
+                continue
+            try:
+                if pid not in self.ignore:
+                    link = b"/proc/self/fd/%d" % fd
+                    raw, size = os.readlink(link), os.fstat(fd).st_size
+                    key = kernel.file_key(link, follow=True)
+                    closed.append(Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=size))
+            except OSError:
+                self.unresolved += 1
+            finally:
+                os.close(fd)
+        if on_pid is not None:
+            for pid in {fact.pid for fact in closed}:
+                on_pid(pid)
+        yield from closed
+
+    def _overflowed(self, now_ms: int) -> Iterator[Fact]:
+        since_ms = self._drained_ms or now_ms
+        yield Lost(at_ms=now_ms, reason="fanotify_overflow", since_ms=since_ms, until_ms=now_ms)
+        self._forget_paths()
+        for root in list(self._marks.roots.values()):
+            facts = self.rescan(path_text(root.path), now_ms, since_ms)
+            if root.medium:
+                yield from facts
+            else:
+                for _ in facts:  # only for the marks: directories may have been made that nobody told us of
+                    continue
+
+    # -- paths --------------------------------------------------------------------------------------------------------
+
+    def _dir(self, handle: bytes) -> tuple[bytes, str]:
+        known = self._dirs.get(handle)
+        if known is None:
+            known = self._resolve(handle)
+            if known[0]:
+                if len(self._dirs) >= _CACHED:
+                    for old in list(self._dirs)[: _CACHED // 4]:
+                        del self._dirs[old]
+                self._dirs[handle] = known
+        return known
+
+    def _join(self, folder: bytes, name: bytes) -> tuple[bytes, str]:
+        if not folder:
+            return b"", ""
+        raw, text = self._dir(folder)
+        if name == b"." or not name:
+            return raw, text
+        return (raw + b"/" + name, f"{text}/{path_text(name)}") if raw else (name, path_text(name))
+
+    def _resolve(self, handle: bytes) -> tuple[bytes, str]:
+        """The path of a handle now, by way of a root on its file system; empty when the file is gone (ESTALE is normal)."""
+        system, opaque = handle[:8], handle[8:]
+        for root in self._marks.roots.values():
+            if root.fsid != system:
+                continue
+            try:
+                mount = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                if kernel.fsid(mount) == system:  # else unmounted since: a handle means another file there
+                    fd = kernel.open_by_handle_at(mount, opaque)
+                    try:
+                        raw = os.readlink(b"/proc/self/fd/%d" % fd)
+                    finally:
+                        os.close(fd)
+                    if raw.startswith(b"/") and not raw.endswith(b" (deleted)"):
+                        return raw, path_text(raw)
+            except OSError:
+                continue
+            finally:
+                os.close(mount)
+        self.unresolved += 1
+        return b"", ""
+
+    def _forget_paths(self) -> None:
+        self._dirs.clear()
+        self._seen.clear()
+
+    def _found(self, files: list[Seen], now_ms: int, pid: int, since_ms: int = 0) -> Iterator[Fact]:
+        for raw, seen in files:
+            changed_ms = int(max(seen.st_mtime, seen.st_ctime) * 1000)
+            if not stat.S_ISREG(seen.st_mode) or changed_ms < since_ms:
+                continue
+            key, modified_ms = _key(raw), int(seen.st_mtime * 1000)
+            if key and key not in self._told:
+                yield Found(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=seen.st_size, modified_ms=modified_ms)
+
+    def _swept(self) -> Iterator[tuple[bytes, Seen] | None]:
+        """One pass over all protected trees, a step a file; also marks again what lost its mark."""
+        for root in [root for root in self._marks.roots.values() if not root.medium]:
+            try:
+                for files in self._marks.visit(root, root.path, again=True):
+                    yield None
+                    for path, seen in files:
+                        linked = seen.st_nlink > 1 and (key := _key(path)) and self._marks.mark_link(key, path, seen)
+                        yield (key, (path, seen)) if linked else None
+            except OSError:
+                continue  # the root is gone; the daemon waits for it
+
+
+def _lstat(raw: bytes) -> os.stat_result | None:
+    try:
+        return os.lstat(raw) if raw.startswith(b"/") else None
+    except OSError:
+        return None
+
+
+def _key(raw: bytes) -> bytes:
+    try:
+        return kernel.file_key(raw)
+    except OSError:
+        return b""  # removed meanwhile

@@ -1,0 +1,203 @@
+"""Who opens files on a medium, seen while the opener is held: the agent's side of `holding.py`.
+
+Owns: that process' life (start, watch its pings, kill when it stalls, start again) and turning what it says into ProcSeen.
+Must not know what the processes did. A stopped or stuck holder keeps people from opening files on a medium; so it is
+killed, not asked, when it was silent for STALL_S: the kernel then lets every held open go on. That is a Lost.
+Without permission events (kernel without FANOTIFY_ACCESS_PERMISSIONS, no privilege) the agent goes on without, and says so.
+"""
+
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agent.contract.event import path_bytes, path_text
+from agent.core.facts import Coverage, Fact, Lost, OpenFile, Process, ProcSeen
+
+STALL_S = 1.5
+RESTARTS = 5
+_RESTART_S = 60.0
+_BOOT = """
+import sys
+for name, path in (("agent", sys.argv[1]), ("agent.sense", sys.argv[2])):
+    package = type(sys)(name)
+    package.__path__ = [path]
+    sys.modules[name] = package
+from agent.sense import holding
+holding.main(int(sys.argv[3]), int(sys.argv[4]))
+"""  # the packages by hand, so that their __init__ and all it imports stay out of the small process
+
+
+class Holder:
+    """A Sensor. Call `check` about once a second, or oftener."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._mounts: dict[bytes, int] = {}
+        self._refused: dict[bytes, str] = {}
+        self._heard = 0.0
+        self._starts: list[float] = []
+        self._down_since_ms: int | None = None
+        self._pending: list[Fact] = []
+        self._drained_ms = 0
+
+    @property
+    def pid(self) -> int:
+        """The holder's pid, 0 when there is none; its own opens are nobody's business."""
+        return self._child.pid if self._child else 0
+
+    def fileno(self) -> int:
+        """The socket to the holder; another one after a restart, -1 while there is none."""
+        return self._socket.fileno() if self._socket else -1
+
+    def watch(self, mount: str) -> None:
+        """Hold opens on the file system at `mount`, which must be the medium's own. What is refused shows in `coverage`."""
+        raw = path_bytes(mount)
+        try:
+            self._mounts[raw] = os.stat(raw).st_dev  # noqa: PTH116 (raw bytes)
+        except OSError as error:
+            self._refused[raw] = error.strerror or str(error)
+            return
+        self._refused.pop(raw, None)
+        if self._child is None:
+            self._start()
+        else:
+            self._tell("watch", raw)
+
+    def unwatch(self, mount: str) -> None:
+        """No longer; harmless when it was unmounted already. With nothing left to hold, the small process ends."""
+        raw = path_bytes(mount)
+        self._refused.pop(raw, None)
+        if self._mounts.pop(raw, None) is not None:
+            self._tell("unwatch", raw)
+            if not self._mounts:
+                self._end()
+
+    def check(self, now_ms: int) -> None:
+        """Kill a holder that was silent too long, start one where it is missing. The Lost comes with the next `drain`."""
+        self._receive(now_ms)
+        if self._child is None:
+            if self._mounts and self._down_since_ms is not None and self._may_start():
+                self._start()
+                self._pending.append(Lost(at_ms=now_ms, reason="holder_stalled", since_ms=self._down_since_ms, until_ms=now_ms))
+                self._down_since_ms = None
+            return
+        silent_s = time.monotonic() - self._heard
+        if self._child.poll() is not None or silent_s > STALL_S:
+            self._end()
+            self._down_since_ms = now_ms - int(silent_s * 1000)
+            self.check(now_ms)
+
+    def drain(self, now_ms: int) -> Iterator[Fact]:
+        """ProcSeen for each process looked at since the last call, Lost for looks that did not fit the socket."""
+        self._receive(now_ms)
+        pending, self._pending = self._pending, []
+        yield from pending
+
+    def coverage(self, now_ms: int) -> Coverage:
+        """Whether writers on media are held while they are looked at."""
+        down = bool(self._mounts) and self._child is None
+        why = "; ".join(f"{path_text(raw)}: opens can't be held ({said})" for raw, said in sorted(self._refused.items()))
+        if down:
+            why = "the process that holds opens does not run" + (f"; {why}" if why else "")
+        ok = not why
+        return Coverage(
+            at_ms=now_ms,
+            sensor="holder",
+            ok=ok,
+            sees=["medium_openers"] if ok else [],
+            blind=[] if ok else ["short_lived_writers"],
+            why=why,
+        )
+
+    def close(self) -> None:
+        """End the small process; whoever was held goes on."""
+        self._mounts.clear()
+        self._end()
+
+    # -- the small process --------------------------------------------------------------------------------------------
+
+    def _may_start(self) -> bool:
+        now = time.monotonic()
+        self._starts = [at for at in self._starts if now - at < _RESTART_S]
+        return len(self._starts) < RESTARTS
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here = Path(__file__).parent
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(here.parent), str(here), str(theirs.fileno()), str(os.getpid())]
+        with theirs:
+            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env={})
+        ours.setblocking(False)
+        self._socket = ours
+        self._heard = time.monotonic()
+        self._starts.append(self._heard)
+        for raw in self._mounts:
+            self._tell("watch", raw)
+
+    def _tell(self, order: str, raw: bytes) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.send(marshal.dumps((order, raw, self._mounts.get(raw, 0))))
+        except OSError:
+            self._heard = 0.0  # it does not listen: let `check` take it for stalled
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.send_signal(signal.SIGKILL)
+            self._child.wait()
+            self._child = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _receive(self, now_ms: int) -> None:
+        while self._socket is not None:
+            try:
+                message = self._socket.recv(1 << 20)
+            except BlockingIOError:
+                break
+            except OSError:
+                message = b""
+            if not message:
+                self._heard = 0.0
+                break
+            self._heard = time.monotonic()
+            self._understand(marshal.loads(message), now_ms)  # noqa: S302 (from our own child, over a private socket)
+        self._drained_ms = now_ms
+
+    def _understand(self, said: tuple[Any, ...], now_ms: int) -> None:
+        if said[0] == "seen":
+            self._pending += [ProcSeen(at_ms=now_ms, process=process(look)) for look in said[1]]
+        elif said[0] == "watched" and said[2] and said[1] in self._mounts:
+            self._refused[said[1]] = os.strerror(said[2])
+        elif said[0] == "ping" and said[1]:
+            since_ms = self._drained_ms or now_ms
+            self._pending.append(
+                Lost(at_ms=now_ms, reason="holder_socket_full", since_ms=since_ms, until_ms=now_ms, count=said[1])
+            )
+
+
+def process(look: tuple[Any, ...]) -> Process:
+    """What the small process tells of one look, as a fact's Process; names of users are for others to add."""
+    stat, uid, loginuid, session, exe, argv, pipes, files = look
+    return Process(
+        pid=stat[0],
+        start=stat[7],
+        ppid=stat[3],
+        uid=uid,
+        loginuid=loginuid,
+        session=str(session) if session is not None else "",
+        exe=path_text(exe),
+        argv=[argument.decode("utf-8", "backslashreplace") for argument in argv],
+        pipes=pipes,
+        files=[OpenFile(path=path_text(path), size=size, key=key) for path, size, key in files],
+    )

@@ -1,0 +1,195 @@
+"""The small process that holds opens on media while it looks who opens: a program of its own, started by `holder.py`.
+
+Owns: one fanotify permission group (FAN_OPEN_PERM, file-system marks), the answer to each event, and the look at the
+opener's /proc in between. Every open is allowed. It runs apart from the agent so that whoever is held never waits for the
+agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing, keeps no file.
+
+How long somebody waits: a pid is looked at once a second at most; a look ends after about 2 ms. A process that opens many
+files at once (more than STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are
+lifted for SUSPEND_S. While they are, another process could write unheld; the notification marks still tell its pid, and
+the agent then reads its /proc a little later (99 % of the time early enough), so what is at risk is the argv of a program
+that lives less than a millisecond in that fifth of a second.
+
+Spoken with the parent over a SOCK_SEQPACKET pair, one marshalled tuple a message. From it: ("watch", mount),
+("unwatch", mount). To it: ("ping", lost), ("seen", [looks]), ("watched", mount, errno or 0).
+"""
+
+import errno
+import marshal
+import os
+import select
+import signal
+import socket
+import time
+from typing import Any
+
+from agent.sense import kernel, procfs
+
+BUDGET_S = 0.002
+REMEMBER_S = 1.0
+STORM_HOLDS, STORM_S, SUSPEND_S = 64, 0.1, 0.2
+PING_S = 0.5
+_GROUP_MAX = 16
+_KNOWN_MAX = 4096
+_MARK = kernel.FAN_MARK_FILESYSTEM
+Seen = tuple[Any, ...]
+"""A `procfs.Look` as plain tuples, for marshal"""
+
+
+class Holding:
+    """The permission group and what is remembered of pids. `socket` leads to the agent."""
+
+    def __init__(self, to_agent: socket.socket) -> None:
+        self._agent = to_agent
+        flags = kernel.FAN_CLASS_CONTENT | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
+        self._group = kernel.fanotify_init(flags | kernel.FAN_UNLIMITED_QUEUE | kernel.FAN_UNLIMITED_MARKS)
+        self._mounts: dict[bytes, int] = {}
+        self._looked: dict[int, float] = {}
+        self._holds: dict[int, tuple[float, int]] = {}
+        self._suspended_until = 0.0
+        self._unsent: list[bytes] = []
+        self._lost = 0
+        self._own = (os.getpid(), os.getppid())
+
+    def run(self) -> None:
+        """Until the agent's end of the socket closes."""
+        poll = select.poll()
+        poll.register(self._group, select.POLLIN)
+        poll.register(self._agent, select.POLLIN)
+        next_ping = 0.0
+        while True:
+            now = time.monotonic()
+            wait_until = min(next_ping, self._suspended_until) if self._suspended_until else next_ping
+            ready = dict(poll.poll(max(0.0, wait_until - now) * 1000))
+            if self._group in ready:
+                self._answer()
+            if self._agent.fileno() in ready and not self._obey():
+                return
+            now = time.monotonic()
+            if self._suspended_until and now >= self._suspended_until:
+                self._resume()
+            if now >= next_ping:
+                next_ping = now + PING_S
+                if self._send(("ping", self._lost)):
+                    self._lost = 0
+
+    def _answer(self) -> None:
+        """Look, allow, close: for each event, in this order; what was learned is sent after all of them are free."""
+        try:
+            buffer = os.read(self._group, 8192)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EINTR):
+                self._lost += 1  # the file could not be opened for us: the kernel has denied nothing, only not told us
+            return
+        learned: list[Seen] = []
+        offset = 0
+        now = time.monotonic()
+        while offset + kernel.EVENT_METADATA.size <= len(buffer):
+            length, _, _, _, _, fd, pid = kernel.EVENT_METADATA.unpack_from(buffer, offset)
+            offset += length
+            if fd == kernel.FAN_NOFD:
+                continue
+            try:
+                if pid not in self._own and now - self._looked.get(pid, 0.0) >= REMEMBER_S:
+                    learned += self._look(pid, now)
+            finally:
+                os.write(self._group, kernel.FAN_RESPONSE.pack(fd, kernel.FAN_ALLOW))
+                os.close(fd)
+            self._count(pid, now)
+        if learned:
+            self._send(("seen", learned))
+
+    def _look(self, pid: int, now: float) -> list[Seen]:
+        """The opener, and the pipes of its parent, siblings and children in the same process group."""
+        if len(self._looked) >= _KNOWN_MAX:
+            self._looked.clear()
+        self._looked[pid] = now
+        deadline = now + BUDGET_S
+        opener = procfs.look(pid)
+        if opener is None:
+            return []
+        learned = [plain(opener)]
+        ppid, pgrp = opener.stat.ppid, opener.stat.pgrp
+        if not opener.pipes:
+            return learned  # nobody can hold the other end
+        kin = [ppid, *procfs.children(ppid), *procfs.children(pid)]
+        for other in kin[:_GROUP_MAX]:
+            if time.monotonic() >= deadline:
+                break
+            seen = procfs.stat(other) if other > 1 and other != pid else None
+            if seen is not None and seen.pgrp == pgrp and now - self._looked.get(other, 0.0) >= REMEMBER_S:
+                near = procfs.look(other, 16)
+                if near is not None:
+                    self._looked[other] = now
+                    learned.append(plain(near))
+        return learned
+
+    def _count(self, pid: int, now: float) -> None:
+        since, holds = self._holds.get(pid, (now, 0))
+        if now - since > STORM_S:
+            since, holds = now, 0
+        if len(self._holds) >= _KNOWN_MAX:
+            self._holds.clear()
+        self._holds[pid] = since, holds + 1
+        if holds + 1 > STORM_HOLDS and not self._suspended_until:
+            for mount in list(self._mounts):
+                self._mark(kernel.FAN_MARK_REMOVE, mount)
+            self._suspended_until = now + SUSPEND_S
+            self._holds.clear()
+
+    def _resume(self) -> None:
+        self._suspended_until = 0.0
+        for mount in list(self._mounts):
+            self._mark(kernel.FAN_MARK_ADD, mount)
+
+    def _mark(self, action: int, mount: bytes) -> int:
+        try:
+            if os.stat(mount).st_dev != self._mounts[mount]:  # noqa: PTH116 (raw bytes)
+                return errno.ENODEV  # unmounted: what is there now is not ours to mark
+            kernel.fanotify_mark(self._group, action | _MARK, kernel.FAN_OPEN_PERM, mount)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def _obey(self) -> bool:
+        try:
+            message = self._agent.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return True
+        if not message:
+            return False
+        order, mount, dev = marshal.loads(message)  # noqa: S302 (from our own parent, over a private socket)
+        if order == "watch":
+            self._mounts[mount] = dev
+            code = self._mark(kernel.FAN_MARK_ADD, mount)
+            if code:
+                del self._mounts[mount]
+            self._send(("watched", mount, code))
+        elif mount in self._mounts:
+            self._mark(kernel.FAN_MARK_REMOVE, mount)
+            del self._mounts[mount]
+        return True
+
+    def _send(self, message: tuple[Any, ...]) -> bool:
+        try:
+            self._agent.send(marshal.dumps(message))
+        except OSError:
+            self._lost += message[0] == "seen"
+            return False
+        return True
+
+
+def plain(look: procfs.Look) -> Seen:
+    """A look without named tuples, which marshal does not know."""
+    return (tuple(look.stat), *look[1:7], [tuple(file) for file in look.files])
+
+
+def main(fd: int, agent_pid: int) -> None:
+    """Run on an inherited socket until the agent is gone."""
+    kernel.die_with_parent(signal.SIGKILL)
+    if os.getppid() != agent_pid:
+        return  # it ended before the line above
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the agent, which then ends us
+    to_agent = socket.socket(fileno=fd)
+    to_agent.setblocking(False)
+    Holding(to_agent).run()

@@ -1,0 +1,249 @@
+# ruff: noqa: PTH112, PTH116
+# (paths are raw bytes here, and pathlib knows only text)
+"""Where fanotify's marks lie: protected trees, media, single files; and the search that puts a mark on each directory.
+
+Owns: the list of watched roots, and which way each is watched: a mark on every directory ("directories"), one on a file
+system of its own ("filesystem"), or one in the descriptor group where file handles are refused ("descriptors"). Must not
+know what the events say; `fanotify.py` reads them and asks here whose root a path belongs to.
+
+Directories are marked through an open descriptor, before they are listed, so that what is made in them meanwhile is either
+told or found. Symbolic links are never followed, file systems mounted below never entered.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from agent.contract.event import path_bytes, path_text
+from agent.sense import SensorError, kernel
+
+_DIRS = kernel.FAN_ONDIR | kernel.FAN_EVENT_ON_CHILD
+_WRITES = kernel.FAN_CREATE | kernel.FAN_CLOSE_WRITE | kernel.FAN_DELETE | kernel.FAN_RENAME
+_TREE = kernel.FAN_OPEN | kernel.FAN_ATTRIB | _WRITES | _DIRS
+_FOLDER = _WRITES | _DIRS
+_FILESYSTEM = _WRITES | kernel.FAN_ONDIR
+_FILE = kernel.FAN_OPEN | kernel.FAN_CLOSE_WRITE | kernel.FAN_ATTRIB
+_SYSTEM = (b"/", b"/usr", b"/var", b"/etc", b"/home", b"/boot", b"/dev", b"/run")
+_SEARCH_MAX = 200_000
+_LINKS_MAX = 100_000
+
+Seen = tuple[bytes, os.stat_result]
+"""A file's path and its lstat"""
+
+
+@dataclass
+class Root:
+    """A watched tree or medium. `way`: "directories", "filesystem", or "descriptors" (finished writes only)."""
+
+    path: bytes
+    dev: int
+    ino: int
+    fsid: bytes
+    medium: bool
+    way: str = "directories"
+
+    @property
+    def mask(self) -> int:
+        """What is asked of each directory."""
+        return _FOLDER if self.medium else _TREE
+
+    def covers(self, path: bytes) -> bool:
+        """Whether `path` is it or below it."""
+        return path == self.path or path.startswith(self.path.rstrip(b"/") + b"/")
+
+
+class Marks:
+    """The marks of two groups: `group` tells handles and names, `plain` descriptors. `count` is of marks put and not taken."""
+
+    def __init__(self, group: int, plain: int) -> None:
+        self._group, self._plain = group, plain
+        self.roots: dict[bytes, Root] = {}
+        self.count = 0
+        self.cut: set[bytes] = set()
+        self._linked: set[bytes] = set()
+
+    def add_tree(self, path: str) -> None:
+        """Mark a protected directory and all below. Raises SensorError."""
+        root = _root(os.fsencode(path), medium=False)
+        known = self.roots.get(root.path)
+        if known and (known.dev, known.ino, known.medium) == (root.dev, root.ino, False):
+            return
+        try:
+            self.search(root, root.path)
+        except OSError as error:
+            raise SensorError(f"{path}: can't be watched ({error.strerror}); protect a directory on a local disk") from None
+        self.roots[root.path] = root
+
+    def add_medium(self, mount: str, alone: bool) -> None:
+        """Mark a medium: its file system if that is its own, else each directory. `mount` as in facts. Raises SensorError."""
+        root = _root(path_bytes(mount), medium=True)
+        known = self.roots.get(root.path)
+        if known and (known.dev, known.ino) == (root.dev, root.ino):
+            return
+        self.remove(root.path)
+        if alone and root.dev in self._taken():
+            raise SensorError(f"{mount}: shares its file system with the system or a protected directory; watch it as a folder")
+        try:
+            if alone:
+                self._mark_filesystem(root)
+            else:
+                self.search(root, root.path)
+        except OSError as error:
+            raise SensorError(f"{mount}: can't be watched ({error.strerror}); copies to it will not be seen") from None
+        self.roots[root.path] = root
+
+    def remove(self, path: bytes) -> Root | None:
+        """Forget a root; its marks go too, unless the kernel took them when it was unmounted."""
+        root = self.roots.pop(path, None)
+        if root is None:
+            return None
+        self.cut.discard(path)
+        twins = [other for other in self.roots.values() if other.fsid == root.fsid and other.way == root.way]
+        try:
+            if os.stat(path).st_dev != root.dev:
+                self.count -= root.way != "directories"
+                return root  # unmounted: the path belongs to another file system now
+            if root.way == "directories":
+                self.search(root, path, remove=True)
+            elif not twins:
+                group, mask = (self._group, _FILESYSTEM) if root.way == "filesystem" else (self._plain, kernel.FAN_CLOSE_WRITE)
+                kernel.fanotify_mark(group, kernel.FAN_MARK_REMOVE | kernel.FAN_MARK_FILESYSTEM, mask, path)
+                self.count -= 1
+        except OSError:
+            return root  # gone, and its marks with it
+        return root
+
+    def root_of(self, path: bytes) -> Root | None:
+        """The innermost root over a path."""
+        covering = [root for root in self.roots.values() if root.covers(path)]
+        return max(covering, key=lambda root: len(root.path), default=None)
+
+    def on_medium(self, path: bytes) -> bool:
+        """Whether a path lies on a medium."""
+        root = self.root_of(path)
+        return root is not None and root.medium
+
+    def mark_file(self, path: bytes) -> bool:
+        """Mark one file, so that it is seen under any name and wherever it is moved on its file system; False if refused."""
+        try:
+            kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_DONT_FOLLOW, _FILE, path)
+        except OSError:
+            return False
+        self.count += 1
+        return True
+
+    def mark_link(self, key: bytes, path: bytes, seen: os.stat_result) -> bool:
+        """Mark a file of a protected tree that has several names; True if that is new to us."""
+        if seen.st_nlink < 2 or not stat.S_ISREG(seen.st_mode) or key in self._linked or self.on_medium(path):
+            return False
+        if len(self._linked) >= _LINKS_MAX:
+            self._linked.clear()
+        self._linked.add(key)
+        return self.mark_file(path)
+
+    def search(self, root: Root, top: bytes, found: list[Seen] | None = None, remove: bool = False) -> None:
+        """Mark (or unmark) `top` and every directory below, and files with several names; collect files in `found`.
+
+        Raises OSError for `top` itself. A search of more than 200,000 files ends early and is remembered in `cut`.
+        """
+        files = 0
+        for below in self.visit(root, top, remove):
+            files += len(below)
+            if found is not None:
+                found += below
+            if not root.medium and not remove:
+                for path, seen in below:
+                    if seen.st_nlink > 1:
+                        self.mark_link(kernel.file_key(path), path, seen)
+            if files > _SEARCH_MAX and root.medium:
+                self.cut.add(root.path)
+                return
+
+    def visit(self, root: Root, top: bytes, remove: bool = False, again: bool = False) -> Iterator[list[Seen]]:
+        """Mark directories one by one and yield the files of each. `again`: marks there already, not counted anew."""
+        pending = [top]
+        while pending:
+            folder = pending.pop()
+            try:
+                below, files = self._directory(root, folder, remove)
+            except OSError:
+                if folder == top:
+                    raise
+                continue  # removed meanwhile
+            if not again and root.way == "directories":
+                self.count += -1 if remove else 1
+            pending += below
+            yield files
+
+    def _directory(self, root: Root, folder: bytes, remove: bool) -> tuple[list[bytes], list[Seen]]:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_dev != root.dev:
+                return [], []
+            if root.way == "directories":
+                action = kernel.FAN_MARK_REMOVE if remove else kernel.FAN_MARK_ADD
+                kernel.fanotify_mark(self._group, action | kernel.FAN_MARK_ONLYDIR, root.mask, None, fd)
+            below: list[bytes] = []
+            files: list[Seen] = []
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    path = folder.rstrip(b"/") + b"/" + os.fsencode(entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(path)
+                    else:
+                        files.append((path, entry.stat(follow_symlinks=False)))
+            return below, files
+        finally:
+            os.close(fd)
+
+    def _mark_filesystem(self, root: Root) -> None:
+        for twin in self.roots.values():
+            if twin.dev == root.dev and twin.way != "directories":
+                root.way = twin.way  # one mark covers every mount of a file system
+                return
+        add = kernel.FAN_MARK_ADD | kernel.FAN_MARK_FILESYSTEM
+        try:
+            kernel.fanotify_mark(self._group, add, _FILESYSTEM, root.path)
+            root.way = "filesystem"
+        except OSError as error:
+            if error.errno not in kernel.NO_HANDLES:
+                raise
+            # not OPEN: the kernel would open each file for us, and that breaks a phone's mount under jmtpfs
+            kernel.fanotify_mark(self._plain, add, kernel.FAN_CLOSE_WRITE, root.path)
+            root.way = "descriptors"
+        self.count += 1
+
+    def _taken(self) -> set[int]:
+        return system_devices() | {root.dev for root in self.roots.values() if not root.medium}
+
+
+def system_devices() -> set[int]:
+    """st_dev of the file systems that carry the system: no hold, and no whole-file-system mark, may go on them."""
+    return {os.stat(path).st_dev for path in _SYSTEM if os.path.isdir(path)}
+
+
+def alone(mount: str) -> bool:
+    """Whether the file system at `mount` (text as in facts) is not one that carries the system, and starts at that path."""
+    raw = path_bytes(mount)
+    try:
+        return os.stat(raw).st_dev not in system_devices() and os.path.ismount(raw)
+    except OSError:
+        return False
+
+
+def real(path: bytes) -> bytes:
+    """The path without symbolic links, but /proc/PID/root stays: it leads into another mount namespace."""
+    return path if path.startswith(b"/proc/") else os.path.realpath(path)
+
+
+def _root(path: bytes, medium: bool) -> Root:
+    raw = real(path)
+    try:
+        found = os.stat(raw)
+        system = kernel.fsid(raw)
+    except OSError as error:
+        raise SensorError(f"{path_text(path)}: {error.strerror}; it will be watched as soon as it is there") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise SensorError(f"{path_text(path)}: is not a directory; only directories can be watched")
+    return Root(raw, found.st_dev, found.st_ino, system, medium)

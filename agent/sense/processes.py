@@ -1,0 +1,368 @@
+"""Who a pid is: /proc while it lives, the proc connector's table when it is gone.
+
+Owns: a netlink socket for fork, exec, uid and session events (<linux/cn_proc.h>), and two memories: a table of every
+process with what it inherited at fork (complete, but exe and argv only until it execs), and the processes that were looked
+at, kept a while after their end. A start time tells a pid's second owner from its first.
+Must not know: files, media, what a process did.
+
+The socket is not polled: `drain` is called by the daemon at each turn, and `look` empties it when it needs to know.
+Exit events are not asked for; what ended is noticed by looking, once a second, at those that were looked at.
+"""
+
+import errno
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.contract.event import path_text
+from agent.core.facts import Coverage, Fact, Lost, OpenFile, Parent, Process, ProcGone
+from agent.sense import procfs
+from agent.sense.passwd import Passwd
+
+NETLINK_CONNECTOR, CN_IDX_PROC, CN_VAL_PROC = 11, 1, 1
+PROC_CN_MCAST_LISTEN = 1
+PROC_EVENT_FORK, PROC_EVENT_EXEC, PROC_EVENT_UID, PROC_EVENT_SID = 0x1, 0x2, 0x4, 0x80
+_EVENTS = PROC_EVENT_FORK | PROC_EVENT_EXEC | PROC_EVENT_UID | PROC_EVENT_SID
+_SO_RCVBUFFORCE = 33
+_RCVBUF_BYTES = 8 << 20
+_NLMSGHDR = struct.Struct("=IHHII")  # len type flags seq pid
+_CN_MSG = struct.Struct("=IIIIHH")  # idx val seq ack len flags
+_PROC_EVENT = struct.Struct("=I12x4xIII")  # what (cpu timestamp_ns, pid) tgid and two more, as follows
+# FORK: parent tgid, child pid, child tgid. UID: tgid, ruid, euid. EXEC, SID: tgid
+_AT = _NLMSGHDR.size + _CN_MSG.size
+_TABLE_MAX = 32768
+_DRAIN_MAX = 50_000
+_LOOKED_MAX = 4096
+_REMEMBER_MS = 60_000
+_FRESH_MS = 1000
+_GONE_EVERY_MS = 1000
+_ANCESTORS = 16
+_REFRESH = 16
+_SCOPE = re.compile(rb"/session-([^/\n]+)\.scope")
+
+Identity = tuple[int | None, int | None, int | None, bytes, list[bytes]]
+"""uid, loginuid, kernel session id, exe, argv: what a child inherits at fork"""
+_NOBODY: Identity = (None, None, None, b"", [])
+
+
+class _Entry:
+    """A process in the table. `execed`: exe and argv are its parent's no more. `known`: the identity was ever read."""
+
+    __slots__ = ("execed", "identity", "ppid")
+
+    def __init__(self, ppid: int, identity: Identity, execed: bool) -> None:
+        self.ppid, self.identity, self.execed = ppid, identity, execed
+
+
+class Processes:
+    """A Sensor without a descriptor. `run` is where logind keeps its sessions."""
+
+    def __init__(self, now_ms: int, run: Path = Path("/run/systemd/sessions")) -> None:
+        self._run = run
+        self._passwd = Passwd()
+        self._buffer = bytearray(4096)
+        self._table: dict[int, _Entry] = {}
+        self._ended: dict[int, _Entry] = {}
+        self._looked: dict[int, tuple[int, Process]] = {}
+        self._gone: dict[int, int] = {}
+        self._stale: set[int] = set()
+        self._sessions: dict[str, str] = {}
+        self._checked_ms = self._drained_ms = now_ms
+        self._lost_since_ms: int | None = None
+        self._refused = ""
+        self._socket: socket.socket | None = None
+        try:
+            self._socket = _subscribe()
+        except OSError as error:
+            self._refused = error.strerror or str(error)
+        self._scan()
+
+    def fileno(self) -> int:
+        """None to poll: it would wake the daemon a thousand times a second during a build."""
+        return -1
+
+    def drain(self, now_ms: int) -> Iterator[Fact]:
+        """Take in what was forked and execed. Yields ProcGone for processes looked at, Lost if the socket overflowed."""
+        self._take(now_ms)
+        if self._lost_since_ms is not None:
+            since_ms, self._lost_since_ms = self._lost_since_ms, None
+            yield Lost(at_ms=now_ms, reason="proc_connector_overflow", since_ms=since_ms, until_ms=now_ms)
+        if now_ms - self._checked_ms >= _GONE_EVERY_MS or now_ms < self._checked_ms:
+            self._checked_ms = now_ms
+            yield from self._ends(now_ms)
+
+    def look(self, pid: int, now_ms: int) -> Process:
+        """What is known of a process: "exact" if it lives or was looked at while it did, "cached", or "unknown"."""
+        known = self._looked.get(pid)
+        stat = procfs.stat(pid)
+        if stat is not None and stat.state != b"Z":
+            same = known is not None and known[1].start == stat.start
+            if known and same and pid not in self._stale and now_ms - known[0] < _FRESH_MS:
+                return known[1]
+            found = procfs.look(pid)
+            if found is not None and found.exe:
+                process = self._process(found)
+                if known and same:
+                    _add(process, known[1])
+                return self._remember(process, now_ms)
+        self._take(now_ms)
+        known = self._looked.get(pid)  # the table may just have learnt that the pid has a new owner
+        if known and (stat is None or stat.start == known[1].start):
+            return known[1]
+        return self._cached(pid, stat)
+
+    def learn(self, process: Process, now_ms: int) -> Process:
+        """Take in what the holder saw; returns it with names, session and parents added."""
+        self._name(process)
+        if not process.parents:
+            process.parents = self._parents(process.ppid)
+        known = self._looked.get(process.pid)
+        if known and known[1].start == process.start:
+            _add(process, known[1])
+        return self._remember(process, now_ms)
+
+    def coverage(self, now_ms: int) -> Coverage:
+        """Whether the proc connector can be heard."""
+        ok = self._socket is not None
+        why = "" if ok else f"proc connector: {self._refused}; it needs CAP_NET_ADMIN and CONFIG_PROC_EVENTS"
+        blind = ["exe_of_short_lived"] if ok else ["short_lived_processes"]
+        return Coverage(at_ms=now_ms, sensor="processes", ok=ok, sees=["processes"], blind=blind, why=why)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._passwd.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    # -- the table ----------------------------------------------------------------------------------------------------
+
+    def _take(self, now_ms: int) -> None:
+        if self._socket is None:
+            return
+        receive, buffer, table = self._socket.recv_into, self._buffer, self._table
+        unpack, looked, stale = _PROC_EVENT.unpack_from, self._looked, self._stale
+        refresh = _REFRESH
+        for _ in range(_DRAIN_MAX):
+            try:
+                size = receive(buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    self._lost_since_ms = self._drained_ms if self._lost_since_ms is None else self._lost_since_ms
+                    self._scan()
+                    continue
+                break
+            if size < _AT + _PROC_EVENT.size:
+                continue
+            what, tgid, child, child_tgid = unpack(buffer, _AT)
+            if what == PROC_EVENT_FORK:
+                if child != child_tgid:
+                    continue  # a thread
+                parent = table.get(tgid)
+                table[child] = (
+                    _Entry(tgid, parent.identity, parent.execed) if parent is not None else _Entry(tgid, _NOBODY, True)
+                )
+                if child in looked:
+                    del looked[child]
+                    self._gone.pop(child, None)
+                continue
+            entry = table.get(tgid)
+            if entry is None:
+                entry = table[tgid] = _Entry(0, _NOBODY, True)
+            if what == PROC_EVENT_EXEC:
+                entry.execed = True
+                if tgid in looked:
+                    stale.add(tgid)
+                if entry.identity[1] is not None:
+                    continue  # a loginuid, once set, does not change in the ordinary way
+            elif what == PROC_EVENT_UID:
+                entry.identity = (child, *entry.identity[1:])
+            if refresh > 0:
+                refresh -= 1
+                self._refresh(tgid, entry)
+        self._drained_ms = now_ms
+        if len(table) > _TABLE_MAX:
+            self._prune()
+
+    def _refresh(self, pid: int, entry: _Entry) -> None:
+        """Login sets the loginuid, uid and session of a process that is there already."""
+        base = f"/proc/{pid}"
+        loginuid = procfs.number(f"{base}/loginuid")
+        if loginuid is None and entry.identity[1] is not None:
+            return  # gone, most likely
+        _, _, _, exe, argv = entry.identity
+        uid, session = procfs.uid(pid), procfs.number(f"{base}/sessionid")
+        entry.identity = (uid if uid is not None else entry.identity[0], loginuid, session, exe, argv)
+
+    def _scan(self) -> None:
+        """Every process there is, once."""
+        for name in os.listdir("/proc"):  # noqa: PTH208
+            if not name.isdigit():
+                continue
+            pid = int(name)
+            stat = procfs.stat(pid)
+            if stat is None:
+                continue
+            base = f"/proc/{pid}"
+            loginuid, session = procfs.number(f"{base}/loginuid"), procfs.number(f"{base}/sessionid")
+            identity = (procfs.uid(pid), loginuid, session, procfs.link(f"{base}/exe"), procfs.argv(pid))
+            self._table[pid] = _Entry(stat.ppid, identity, False)
+
+    def _prune(self) -> None:
+        """Keep the living, and of the dead one generation."""
+        alive = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208
+        self._ended = {pid: entry for pid, entry in self._table.items() if pid not in alive}
+        for pid in self._ended:
+            del self._table[pid]
+
+    def _ends(self, now_ms: int) -> Iterator[Fact]:
+        for pid, (_, process) in list(self._looked.items()):
+            if pid in self._gone:
+                if now_ms - self._gone[pid] > _REMEMBER_MS:
+                    del self._looked[pid], self._gone[pid]
+                continue
+            stat = procfs.stat(pid)
+            if stat is None or stat.start != process.start:
+                self._gone[pid] = now_ms
+                self._stale.discard(pid)
+                yield ProcGone(at_ms=now_ms, pid=pid, start=process.start)
+
+    # -- one process --------------------------------------------------------------------------------------------------
+
+    def _remember(self, process: Process, now_ms: int) -> Process:
+        if len(self._looked) >= _LOOKED_MAX:
+            for pid in list(self._looked)[: _LOOKED_MAX // 4]:
+                del self._looked[pid]
+                self._gone.pop(pid, None)
+        self._looked.pop(process.pid, None)  # so that the order is that of the last look
+        self._looked[process.pid] = now_ms, process
+        self._gone.pop(process.pid, None)
+        self._stale.discard(process.pid)
+        return process
+
+    def _process(self, look: procfs.Look) -> Process:
+        stat = look.stat
+        process = Process(
+            pid=stat.pid,
+            start=stat.start,
+            ppid=stat.ppid,
+            uid=look.uid,
+            loginuid=look.loginuid,
+            session=str(look.session) if look.session is not None else "",
+            tty=tty_name(stat.tty),
+            exe=path_text(look.exe),
+            argv=[_text(argument) for argument in look.argv],
+            pipes=look.pipes,
+            files=[OpenFile(path=path_text(file.path), size=file.size, key=file.key) for file in look.files],
+            parents=self._parents(stat.ppid),
+        )
+        self._name(process)
+        return process
+
+    def _cached(self, pid: int, stat: procfs.Stat | None) -> Process:
+        entry = self._table.get(pid) or self._ended.get(pid)
+        if entry is None or entry.identity is _NOBODY:
+            return Process(pid=pid, start=stat.start if stat else 0, known="unknown")
+        uid, loginuid, session, exe, argv = entry.identity
+        process = Process(
+            pid=pid,
+            start=stat.start if stat else 0,
+            ppid=entry.ppid,
+            uid=uid,
+            loginuid=loginuid,
+            session=str(session) if session is not None else "",
+            exe="" if entry.execed else path_text(exe),
+            argv=[] if entry.execed else [_text(argument) for argument in argv],
+            parents=self._parents(entry.ppid),
+            known="cached",
+        )
+        self._name(process)
+        return process
+
+    def _parents(self, pid: int) -> list[Parent]:
+        chain: list[Parent] = []
+        while pid > 0 and len(chain) < _ANCESTORS:
+            stat = procfs.stat(pid)
+            if stat is not None:
+                chain.append(Parent(pid=pid, start=stat.start, exe=path_text(procfs.link(f"/proc/{pid}/exe"))))
+                pid = stat.ppid
+                continue
+            looked = self._looked.get(pid)
+            entry = self._table.get(pid) or self._ended.get(pid)
+            if looked is not None:
+                chain.append(Parent(pid=pid, start=looked[1].start, exe=looked[1].exe))
+                pid = looked[1].ppid
+            elif entry is not None:
+                chain.append(Parent(pid=pid, exe="" if entry.execed else path_text(entry.identity[3])))
+                pid = entry.ppid
+            else:
+                break
+        return chain
+
+    def _name(self, process: Process) -> None:
+        process.user = self._passwd.name(process.uid)
+        process.login_user = self._passwd.name(process.loginuid)
+        scope = _SCOPE.search(procfs.read(f"/proc/{process.pid}/cgroup"))
+        if scope:
+            process.session = _text(scope[1])
+        process.remote = self._remote(process.session)
+
+    def _remote(self, session: str) -> str:
+        """The address an ssh session comes from, as logind wrote it down."""
+        if not session or "/" in session:
+            return ""
+        known = self._sessions.get(session)
+        if known is None:
+            if len(self._sessions) >= 256:
+                self._sessions.clear()
+            lines = procfs.read(str(self._run / session)).split(b"\n")
+            known = next((_text(line[12:]) for line in lines if line.startswith(b"REMOTE_HOST=")), "")
+            if lines != [b""]:
+                self._sessions[session] = known
+        return known
+
+
+def tty_name(number: int) -> str:
+    """tty_nr of /proc/PID/stat as the name under /dev; empty for none, "major:minor" for one we have no name for."""
+    major, minor = (number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00)
+    if number == 0:
+        return ""
+    if 136 <= major <= 143:
+        return f"pts/{minor + ((major - 136) << 8)}"
+    if major == 4:
+        return f"tty{minor}" if minor < 64 else f"ttyS{minor - 64}"
+    return f"{major}:{minor}"
+
+
+def _subscribe() -> socket.socket:
+    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, NETLINK_CONNECTOR)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF_BYTES)
+        listener.bind((0, CN_IDX_PROC))
+        release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+        body = struct.pack("=I", PROC_CN_MCAST_LISTEN)
+        if release >= (6, 6):  # older kernels pass over a request of this length
+            body += struct.pack("=I", _EVENTS)
+        request = _CN_MSG.pack(CN_IDX_PROC, CN_VAL_PROC, 0, 0, len(body), 0) + body
+        listener.send(_NLMSGHDR.pack(_NLMSGHDR.size + len(request), 3, 0, 0, os.getpid()) + request)  # 3: NLMSG_DONE
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _add(process: Process, before: Process) -> None:
+    """Keep what an earlier look at the same process saw: the pipe's other end may be closed by now."""
+    process.pipes = list(dict.fromkeys([*process.pipes, *before.pipes]))
+    held = {file.key or file.path for file in process.files}
+    process.files = [*process.files, *(file for file in before.files if (file.key or file.path) not in held)][:64]
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")

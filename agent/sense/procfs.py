@@ -1,0 +1,156 @@
+# ruff: noqa: PTH115, PTH116
+# (pathlib would triple what a look at a process costs)
+"""What /proc says of one process, now: proc(5).
+
+Owns: reading and parsing the files under /proc/PID; each function answers None or empty when the process is gone or hides
+it. Must not know: facts, caches, names of users. Standard library only, because `holding.py` does its work while somebody
+is being kept waiting. A process is read in the order in which its things vanish: argv and exe go first, at exit.
+"""
+
+import os
+from typing import NamedTuple
+
+from agent.sense import kernel
+
+_READ_BYTES = 65536
+_ARGV_BYTES = 16384
+UNSET = 4294967295
+
+
+class Stat(NamedTuple):
+    """A part of /proc/PID/stat. `start`: clock ticks since boot; `tty`: device number, 0 if none."""
+
+    pid: int
+    comm: bytes
+    state: bytes
+    ppid: int
+    pgrp: int
+    session: int
+    tty: int
+    start: int
+
+
+class HeldFile(NamedTuple):
+    """A regular file a process has open: its path now, size in bytes, key as `kernel.file_key`."""
+
+    path: bytes
+    size: int
+    key: bytes
+
+
+class Look(NamedTuple):
+    """All that is read of a process at once. Numbers are None, the rest is empty, where /proc did not say."""
+
+    stat: Stat
+    uid: int | None
+    loginuid: int | None
+    session: int | None
+    exe: bytes
+    argv: list[bytes]
+    pipes: list[int]
+    files: list[HeldFile]
+
+
+def parse_stat(raw: bytes) -> Stat | None:
+    """One line of /proc/PID/stat; a program's name may hold blanks and parentheses. None if it is not such a line."""
+    opening, closing = raw.find(b"("), raw.rfind(b")")
+    fields = raw[closing + 1 :].split()
+    if opening < 0 or closing < opening or len(fields) < 20:
+        return None
+    try:
+        pid, ppid, pgrp, session, tty = int(raw[:opening]), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4])
+        return Stat(pid, raw[opening + 1 : closing], fields[0], ppid, pgrp, session, tty, int(fields[19]))
+    except ValueError:
+        return None
+
+
+def parse_status(raw: bytes) -> dict[bytes, bytes]:
+    """/proc/PID/status as its fields, values stripped."""
+    pairs = (line.partition(b":") for line in raw.splitlines())
+    return {name: value.strip() for name, colon, value in pairs if colon}
+
+
+def read(path: str) -> bytes:
+    """A small file under /proc, empty if it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _READ_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def number(path: str) -> int | None:
+    """A file that holds one number; None if unset (4294967295) or not readable."""
+    raw = read(path).strip()
+    return int(raw) if raw.isdigit() and int(raw) != UNSET else None
+
+
+def link(path: str) -> bytes:
+    """Where a symbolic link under /proc points, empty if that can't be read."""
+    try:
+        return os.fsencode(os.readlink(path))
+    except OSError:
+        return b""
+
+
+def stat(pid: int) -> Stat | None:
+    """/proc/PID/stat, None if there is no such process."""
+    return parse_stat(read(f"/proc/{pid}/stat"))
+
+
+def uid(pid: int) -> int | None:
+    """The real uid."""
+    fields = parse_status(read(f"/proc/{pid}/status")).get(b"Uid", b"").split()
+    return int(fields[0]) if fields and fields[0].isdigit() else None
+
+
+def argv(pid: int) -> list[bytes]:
+    """The command line, cut after 16 KiB; empty for a kernel thread and after exit."""
+    raw = read(f"/proc/{pid}/cmdline")[:_ARGV_BYTES]
+    return raw.removesuffix(b"\0").split(b"\0") if raw else []
+
+
+def held(pid: int, most: int, want_files: bool = True) -> tuple[list[int], list[HeldFile]]:
+    """(inode numbers of pipes, regular files) among the first `most` descriptors; nothing is opened."""
+    base = f"/proc/{pid}/fd"
+    try:
+        numbers = sorted(map(int, os.listdir(base)))[:most]  # noqa: PTH208
+    except (OSError, ValueError):
+        return [], []
+    pipes: list[int] = []
+    files: list[HeldFile] = []
+    for fd in numbers:
+        target = link(f"{base}/{fd}")
+        if target.startswith(b"pipe:[") and target[6:-1].isdigit():
+            pipes.append(int(target[6:-1]))
+        elif want_files and target.startswith(b"/") and not target.startswith((b"/dev/", b"/proc/", b"/memfd:")):
+            try:
+                found = os.stat(f"{base}/{fd}")
+                if (found.st_mode & 0o170000) == 0o100000:
+                    key = kernel.file_key(f"{base}/{fd}".encode(), follow=True)
+                    files.append(HeldFile(target, found.st_size, key))
+            except OSError:
+                continue  # closed meanwhile
+    return list(dict.fromkeys(pipes)), files
+
+
+def children(pid: int) -> list[int]:
+    """Children of the main thread; empty where the kernel was built without CONFIG_PROC_CHILDREN."""
+    return [int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def look(pid: int, descriptors: int = 64) -> Look | None:
+    """Everything of one process, None if it is gone."""
+    seen = stat(pid)
+    if seen is None:
+        return None
+    base = f"/proc/{pid}"
+    arguments, exe = argv(pid), link(f"{base}/exe")
+    loginuid, session, user = number(f"{base}/loginuid"), number(f"{base}/sessionid"), uid(pid)
+    pipes, files = held(pid, descriptors)
+    return Look(seen, user, loginuid, session, exe, arguments, pipes, files)

@@ -1,0 +1,122 @@
+"""What memory does the agent take, and what CPU while nothing happens?
+
+PSS and USS of all its processes after start, after 50,000 protected directories, after a storm of 50,000 small files onto
+a medium; idle CPU over a minute with both in place; and what each import costs by itself, in a fresh interpreter.
+
+    python -m bench.memory [--files N] [--directories N] [--idle SECONDS]
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from bench import ground
+from bench.ground import Sekisho
+
+IMPORTS = [
+    "msgspec.json",
+    "sqlite3",
+    "ssl",
+    "nacl.signing",
+    "pyudev",
+    "psutil",
+    "requests",
+    "watchdog.observers",
+    "agent.core.pipeline",
+    "agent.spool",
+    "agent.sender",
+    "agent.daemon",
+]
+PROBE = """
+import sys, time
+def private():
+    return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Private_"))
+before, began = private(), time.perf_counter()
+__import__(sys.argv[1])
+print(private() - before, (time.perf_counter() - began) * 1000)
+"""
+
+
+def imports() -> list[dict[str, Any]]:
+    """Private memory and time of each import, the median of three fresh interpreters."""
+    rows = []
+    for name in IMPORTS:
+        runs = []
+        for _ in range(3):
+            done = subprocess.run([sys.executable, "-c", PROBE, name], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                runs.append([float(each) for each in done.stdout.split()])
+        if runs:
+            kib, ms = (statistics.median(column) for column in zip(*runs, strict=True))
+            rows.append({"module": name, "kib": int(kib), "ms": round(ms, 1)})
+    return rows
+
+
+def stage(name: str, agent: Sekisho) -> dict[str, Any]:
+    """Memory of all its processes now."""
+    pids = agent.pids
+    found = {key.lower(): ground.memory_kib(pids, key) for key in ("Pss", "Uss", "Rss")}
+    return {"stage": name, "processes": len(pids), **found, "each_pss": [ground.memory_kib([pid]) for pid in pids]}
+
+
+def main() -> None:
+    """The command line."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--files", type=int, default=50_000)
+    args.add_argument("--directories", type=int, default=50_000)
+    args.add_argument("--idle", type=float, default=60.0)
+    args.add_argument("-r", "--rounds", type=int, default=1, help="accepted for the sake of `python -m bench`; not used")
+    given = args.parse_args()
+    stages = []
+    with ground.ground("memory") as place:
+        with ground.watching("sekisho", place) as agent:
+            assert isinstance(agent, Sekisho)
+            stages.append(stage("after start", agent))
+        ground.plant(place.protected / "tree", max(1, given.files // 50))
+        for number in range(given.directories):
+            (place.protected / "many" / f"m{number // 250}" / f"d{number}").mkdir(parents=True)
+        began = time.monotonic()
+        with ground.watching("sekisho", place) as agent:
+            assert isinstance(agent, Sekisho)
+            start_s = time.monotonic() - began
+            stages.append(stage(f"{given.directories:,} directories protected", agent))
+            before = ground.cpu_s(agent.pids)
+            time.sleep(given.idle)
+            idle = (ground.cpu_s(agent.pids) - before) / given.idle * 100
+            ground.timed(f"cp -r {place.protected}/tree {place.medium}/copy")
+            stages.append(stage(f"while {given.files:,} files are told", agent))
+            agent.settle()
+            stages.append(stage(f"after {given.files:,} files", agent))
+            told = agent.told(place.protected / "tree")
+            time.sleep(10)
+            before = ground.cpu_s(agent.pids)
+            time.sleep(given.idle)
+            idle_after = (ground.cpu_s(agent.pids) - before) / given.idle * 100
+    costs = imports()
+    mib = [
+        [each["stage"], str(each["processes"]), *(f"{each[key] / 1024:.1f}" for key in ("pss", "uss", "rss"))]
+        for each in stages
+    ]
+    tables = {
+        "Memory of all the agent's processes together, MiB": ground.table(["when", "processes", "PSS", "USS", "RSS"], mib),
+        "CPU while nothing happens, % of one core": ground.table(
+            ["when", "%"],
+            [
+                [f"{given.directories:,} directories protected", f"{idle:.2f}"],
+                [f"the same, after {told:,} files told", f"{idle_after:.2f}"],
+            ],
+        ),
+        "What an import costs by itself": ground.table(
+            ["module", "private MiB", "ms"],
+            [[each["module"], f"{each['kib'] / 1024:.1f}", f"{each['ms']:.0f}"] for each in costs],
+        ),
+    }
+    raw = {"stages": stages, "idle_percent": [idle, idle_after], "start_s": start_s, "told": told, "imports": costs}
+    ground.report("memory", tables, raw)
+
+
+if __name__ == "__main__":
+    ground.main(main)

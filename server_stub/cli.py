@@ -1,0 +1,193 @@
+"""sekisho-collector: arguments → one call → lines, a table or JSON. The only room here that prints and exits.
+
+Owns: the commands and their options, exit codes (0 done, 1 found bad or not possible, 2 usage), colour and columns on a
+terminal and plain text in a pipe, and errors as one sentence on stderr. What a command does is in `commands`; both are
+imported only when asked for, so that `--help` is quick. Must not know: SQL, routes' insides, keys.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+ROLES = ("viewer", "reviewer", "admin", "auditor")
+FIELDS = ("user", "agent", "medium", "event", "label", "way", "program", "day")
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-c", "--config", metavar="FILE", help="configuration (default: $SEKISHO_CONFIG, /etc/sekisho/config.toml)"
+    )
+    return common
+
+
+def _asking() -> argparse.ArgumentParser:
+    asking = argparse.ArgumentParser(add_help=False, parents=[_common()])
+    asking.add_argument(
+        "--url", default=os.environ.get("SEKISHO_URL", ""), help="a collector elsewhere (default: $SEKISHO_URL)"
+    )
+    asking.add_argument(
+        "--token", default=os.environ.get("SEKISHO_TOKEN", ""), help="API token for it (default: $SEKISHO_TOKEN)"
+    )
+    asking.add_argument("--ca-file", default="", metavar="FILE", help="CA that signed its certificate (default: the system's)")
+    return asking
+
+
+def _filters(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("filters (all that are given must hold)")
+    when = '"-1h", "today", "yesterday", "2026-11-23", "2026-11-23 10:00"'
+    group.add_argument("-S", "--since", default="", metavar="TIME", help=f"not before: {when}")
+    group.add_argument("-U", "--until", default="", metavar="TIME", help="before")
+    group.add_argument(
+        "-p", "--severity", default="", metavar="LEVEL", help="at least: info, low, medium, high, critical, or 1 to 5"
+    )
+    group.add_argument("--agent", default="", metavar="NAME", help="a machine, by name or agent id")
+    group.add_argument("--user", default="", metavar="NAME", help="a login user")
+    group.add_argument("--medium", default="", metavar="KEY", help="a medium, by the beginning of its key or serial number")
+    group.add_argument("--event", default="", metavar="CODE", help='event codes, like "file.copied_out" or "copy.*,medium.*"')
+    group.add_argument("-g", "--grep", default="", metavar="TEXT", help="text in the event; in lower case, it ignores case")
+
+
+def _register(sub: Any, asking: argparse.ArgumentParser) -> None:
+    media = sub.add_parser("media", help="the register of approved media").add_subparsers(
+        dest="act", required=True, metavar="ACT"
+    )
+    listing = media.add_parser("list", parents=[asking], help="every medium in the register")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    approve = media.add_parser("approve", parents=[asking], help="approve a medium")
+    approve.add_argument("key", nargs="?", metavar="KEY", help="the medium's key, as events carry it")
+    approve.add_argument("--from-event", metavar="UID", help="take the key from this event")
+    approve.add_argument("--owner", required=True, help="who may use it")
+    approve.add_argument("--approver", required=True, help="who approved it")
+    approve.add_argument("--purpose", required=True, help="what for")
+    approve.add_argument("--until", required=True, metavar="TIME", help='its last day, or an exact time; "never" for no end')
+    approve.add_argument("--machines", nargs="+", default=[], metavar="NAME", help="only on these (default: all)")
+    approve.add_argument(
+        "--dirs", nargs="+", default=[], metavar="LABEL", help="only for these protected directories (default: all)"
+    )
+    approve.add_argument("--read-only", action="store_true", help="for reading only")
+    revoke = media.add_parser("revoke", parents=[asking], help="withdraw an approval")
+    revoke.add_argument("key", metavar="KEY")
+    revoke.add_argument("--reason", required=True, metavar="TEXT", help="why, for the record")
+    load = media.add_parser("import", parents=[asking], help="approve every medium of a CSV file")
+    load.add_argument("file", metavar="FILE", help='what "media export" wrote; - for stdin')
+    save = media.add_parser("export", parents=[asking], help="the register as CSV")
+    save.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+
+
+def _tokens(sub: Any, asking: argparse.ArgumentParser) -> None:
+    token = sub.add_parser("token", help="enrolment and API tokens").add_subparsers(dest="act", required=True, metavar="ACT")
+    create = token.add_parser("create", parents=[asking], help="make one; prints the token alone, this once")
+    kind = create.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--role", choices=ROLES, help="an API token that may do what this role may")
+    kind.add_argument("--enroll", action="store_true", help="a token that lets agents join")
+    create.add_argument("--uses", type=int, metavar="N", help="agents that may join with it (default: 1; 0: any number)")
+    create.add_argument("--until", default="", metavar="TIME", help="when it ends (default: never)")
+    create.add_argument("--note", default="", metavar="TEXT", help="what it is for; acts are recorded under this name")
+    listing = token.add_parser("list", parents=[asking], help="all tokens (never the tokens themselves)")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    revoke = token.add_parser("revoke", parents=[asking], help="end one")
+    revoke.add_argument("id", metavar="ID", help='as "token list" shows it')
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    from server_stub.config import VERSION
+
+    top = argparse.ArgumentParser(
+        prog="sekisho-collector", description="Receives, verifies, keeps and shows what Sekisho's agents record."
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asking = _asking()
+    sub.add_parser("serve", parents=[_common()], help="run the collector, in the foreground")
+    tail = sub.add_parser("tail", parents=[asking], help="the newest events, and with -f those to come")
+    tail.add_argument("-f", "--follow", action="store_true", help="go on with events as they arrive")
+    tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="how many to begin with (default: 10)")
+    tail.add_argument(
+        "-o",
+        "--output",
+        choices=("short", "json", "cat"),
+        default="short",
+        help="a line each, exact JSON, or only what happened",
+    )
+    query = sub.add_parser("query", parents=[asking], help="all events that match, oldest first")
+    query.add_argument("-o", "--output", choices=("short", "json", "csv", "table"), default="short", help="form of the answer")
+    query.add_argument("--group-by", choices=FIELDS, help="count events and add up bytes by this instead")
+    query.add_argument("-n", "--lines", type=int, default=0, metavar="N", help="at most so many (default: all)")
+    for each in (tail, query):
+        _filters(each)
+        each.add_argument("--lang", choices=("en", "ja"), help="language of the lines (default: from the locale)")
+    agents = sub.add_parser("agents", parents=[asking], help="the machines: last heard, version, what they do not see")
+    agents.add_argument("--json", action="store_true", help="one JSON object a line")
+    _register(sub, asking)
+    _tokens(sub, asking)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code."""
+    args = parser().parse_args(argv)
+    from server_stub.client import Failed
+    from server_stub.config import ConfigError
+    from server_stub.query import BadQuery
+    from server_stub.store import StoreError
+
+    try:
+        return _command(args)(args)
+    except (ConfigError, BadQuery) as error:
+        print(f"sekisho-collector: {error}", file=sys.stderr)
+        return 2
+    except (Failed, StoreError) as error:
+        print(f"sekisho-collector: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0 if getattr(args, "follow", False) else 130
+    except BrokenPipeError:
+        # The reader of our pipe (head, less) has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import asyncio
+    import logging
+
+    from server_stub import config
+    from server_stub.serve import serve
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    settings = config.load(args.config)
+
+    def ready(url: str) -> None:
+        print(f"sekisho-collector: serving {url}, state in {settings.state_dir}", file=sys.stderr, flush=True)
+
+    asyncio.run(serve(settings, ready))
+    return 0
+
+
+def _command(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    if args.command == "serve":
+        return _serve
+    from server_stub import commands, register
+
+    table: dict[str, Callable[[argparse.Namespace], int]] = {
+        "tail": commands.tail,
+        "query": commands.query,
+        "agents": commands.agents,
+        "media list": register.listing,
+        "media approve": register.approve,
+        "media revoke": register.revoke,
+        "media import": register.load,
+        "media export": register.save,
+        "token create": commands.token_create,
+        "token list": commands.token_list,
+        "token revoke": commands.token_revoke,
+    }
+    return table[f"{args.command} {args.act}" if "act" in args else args.command]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The collector as one object: it opens key and store, starts the writer, and keeps what all requests share.
+
+Owns: what is in memory only (when each agent was last heard, who enrolled, the register in force, the bells that wake
+readers), and the watch over the fleet. Wires and starts and stops; judges nothing itself. Lives in one event loop.
+Must not know HTTP: `app` asks it, `serve` runs it.
+"""
+
+import asyncio
+import base64
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msgspec import Struct
+from nacl.signing import SigningKey
+
+from agent.contract import wire
+from server_stub import acts, auth, fleet
+from server_stub.commit import Writer
+from server_stub.config import ConfigError, Settings
+from server_stub.fleet import Machine
+from server_stub.store.sqlite import SqliteStore
+from server_stub.tail import Bell
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+VERIFIERS = 2
+READERS = 4
+
+
+class Enrolled(Struct):
+    """An agent this collector knows: its Ed25519 key, its name, when it was last heard (ms)."""
+
+    key: bytes
+    name: str
+    last_seen: int
+    silent: bool
+
+
+def now_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+def load_key(path: Path) -> SigningKey:
+    """The log's signing key (base64 of its 32-byte seed, one line), made if missing. Raises ConfigError."""
+    try:
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(base64.b64encode(os.urandom(32)) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            pass
+        return SigningKey(base64.b64decode(path.read_text("ascii"), validate=False))
+    except OSError as error:
+        raise ConfigError(f"{path}: the signing key can't be read or made ({error.strerror}); see to its directory") from None
+    except Exception:
+        raise ConfigError(f"{path}: is not a signing key (base64 of 32 bytes); restore it from your backup") from None
+
+
+@contextlib.contextmanager
+def locked(settings: Settings, patience_s: float) -> Any:
+    """Be the one process that writes this store. Raises ConfigError if another one is for longer than `patience_s`."""
+    try:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = settings.lock.open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.state_dir}: can't be used ({error.strerror}); run as the collector's user, or as root"
+        ) from None
+    with file:
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise ConfigError(f"{settings.state_dir}: another collector works on this store; stop it first") from None
+                time.sleep(0.05)
+        yield
+
+
+class Collector:
+    """Everything the requests share. Make it with `opened`."""
+
+    def __init__(self, settings: Settings, now: Callable[[], int] = now_ms) -> None:
+        self.settings, self.now = settings, now
+        self.key = load_key(settings.key_file)
+        self.loop = asyncio.get_running_loop()
+        self.bell, self.register_bell = Bell(), Bell()
+        self.store = SqliteStore(settings.store_file)
+        settings.store_file.chmod(0o600)
+        self.writer = Writer(self.store, self.key, socket.gethostname() or "collector", now=now, woken=self._woken)
+        self.verifiers = ThreadPoolExecutor(VERIFIERS, "verify")
+        self.readers = ThreadPoolExecutor(READERS, "read")
+        self.started_at = now()
+        self.stopping = False
+        self.batches = dict.fromkeys(("accept", "repeat", "heartbeat", "hole", "fork", "bad", "busy"), 0)
+        self.in_flight: dict[str, int] = {}
+        self.tails = 0
+        self.agents: dict[str, Enrolled] = {}
+        for agent, key, name, seen, silent in self.store.rows("SELECT agent, key, name, last_seen, silent FROM agents"):
+            self.agents[agent] = Enrolled(key, name, seen, bool(silent))
+        self._seen: set[str] = set()
+        self.register_version = 0
+        self.register = wire.SignedRegister("", "")
+
+    @property
+    def origin(self) -> str:
+        """The name of the log in its checkpoints."""
+        return f"sekisho/{self.writer.id}"
+
+    def _woken(self, _size: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closing: nobody waits any more
+            self.loop.call_soon_threadsafe(self.bell.ring)
+
+    async def change(self, work: Callable[[Writer], T], events: int = 1) -> T:
+        """Run `work` within the writer; returns once its commit is durable. Raises Busy, StoreError, or its Refusal."""
+        return await asyncio.wrap_future(self.writer.submit(work, events))
+
+    async def rows(self, sql: str, values: list[Any] | tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Committed rows, read in a thread."""
+        return await self.loop.run_in_executor(self.readers, self.store.rows, sql, values)
+
+    async def reading(self, work: Callable[[], T]) -> T:
+        """Run `work`, which reads the store, in a thread."""
+        return await self.loop.run_in_executor(self.readers, work)
+
+    def heard(self, agent: str) -> None:
+        """An authentic batch came from `agent`, now."""
+        self.agents[agent].last_seen = self.now()
+        self._seen.add(agent)
+
+    async def enrol(self, asked: wire.Enrol, key: bytes) -> str:
+        """Admit an agent; its id. Raises auth.NotAllowed."""
+        agent = await self.change(lambda writer: auth.enrol(writer, asked, key, self.settings.enroll_token))
+        known = self.agents.get(agent)
+        self.agents[agent] = Enrolled(key, asked.name, self.now(), known.silent if known else False)
+        return agent
+
+    def take_register(self, stored: tuple[int, wire.SignedRegister]) -> None:
+        """A new register is in force: wake the agents that wait for it."""
+        if stored[0] > self.register_version:
+            self.register_version, self.register = stored
+            self.register_bell.ring()
+
+    async def watch_fleet(self) -> None:
+        """Find who fell silent or is back; a failed commit is tried again at the next look."""
+        pause = min(max(self.settings.silent_after_ms / 5000, 0.05), 5.0)
+        while not self.stopping:
+            await asyncio.sleep(pause)
+            machines = [Machine(agent, it.name, it.last_seen, it.silent) for agent, it in self.agents.items()]
+            found = fleet.changes(machines, self.now(), self.settings.silent_after_ms, self.started_at)
+            seen = [(self.agents[agent].last_seen, agent) for agent in self._seen]
+            if not found and not seen:
+                continue
+            try:
+                await self.change(lambda writer, f=found, s=seen: _note(writer, f, s))  # type: ignore[misc]
+            except Exception as error:
+                log.warning("fleet watch failed error=%r", error)
+                continue
+            self._seen -= {agent for at, agent in seen if self.agents[agent].last_seen == at}
+            for change in found:
+                self.agents[change.machine.agent].silent = change.now == "silent"
+
+    def stop(self) -> None:
+        """Let go of all who wait, so that they may end."""
+        self.stopping = True
+        self.bell.ring()
+        self.register_bell.ring()
+
+
+def _note(writer: Writer, found: list[fleet.Change], seen: list[tuple[int, str]]) -> None:
+    for change in found:
+        acts.note_change(writer, change)
+    for at, agent in seen:
+        writer.session.execute("UPDATE agents SET last_seen = ? WHERE agent = ?", (at, agent))
+
+
+@asynccontextmanager
+async def opened(settings: Settings, patience_s: float = 5.0, now: Callable[[], int] = now_ms) -> AsyncIterator[Collector]:
+    """A collector on its store, for as long as the context lasts. Raises ConfigError, StoreError."""
+    with locked(settings, patience_s):
+        collector = Collector(settings, now)
+        watch: asyncio.Task[None] | None = None
+        try:
+            collector.take_register(await collector.change(acts.current_register))
+            watch = asyncio.create_task(collector.watch_fleet())
+            yield collector
+        finally:
+            collector.stop()
+            if watch is not None:
+                watch.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watch
+            collector.verifiers.shutdown()
+            collector.readers.shutdown()
+            collector.writer.close()
+            collector.store.close()

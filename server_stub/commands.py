@@ -1,0 +1,335 @@
+"""What the commands do that ask a collector: tail, query, agents, token. Called by `cli`, which prints their errors.
+
+Owns: from arguments to a route and from its answer to text. `tail -f` outlives the collector: it comes back with the
+last cursor it saw, so nothing is missed or shown twice. Must not know: how the collector is reached (`client`).
+"""
+
+import argparse
+import csv
+import locale
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, tzinfo
+from typing import Any, cast
+from urllib.parse import quote, urlencode
+
+import msgspec
+from msgspec import UNSET
+
+from agent.contract import show
+from agent.contract.event import read
+from server_stub import config
+from server_stub import query as grammar
+from server_stub.client import Client, Failed, reach
+from server_stub.query import BadQuery
+
+RETRY_S = 1.0
+
+
+def say(text: str) -> None:
+    """One line to stdout, at once: a pipe's reader must not wait for our buffer."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def local_zone() -> tzinfo | None:
+    """This machine's time zone, as of now."""
+    return datetime.now(UTC).astimezone().tzinfo
+
+
+def client(args: argparse.Namespace) -> Client:
+    """The way to the collector that the arguments name."""
+    # A URL needs no configuration: workstations of administrators have none.
+    settings = config.defaults() if args.url and not args.config else config.load(args.config)
+    return reach(settings, args.url, args.token, args.ca_file)
+
+
+def _language(args: argparse.Namespace) -> show.Language:
+    if args.lang:
+        return cast(show.Language, args.lang)
+    name = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+    return "ja" if locale.normalize(name).startswith("ja") else "en"
+
+
+def _params(args: argparse.Namespace) -> dict[str, str]:
+    """The filters, times made absolute by this machine's clock and zone: "today" is the asker's."""
+    now, zone = time.time_ns() // 1_000_000, local_zone()
+    given = {name: getattr(args, name) for name in ("agent", "user", "medium", "event", "severity", "since", "until")}
+    given["q"] = args.grep
+    wanted = grammar.parse(given, now, zone)
+    for name in ("since", "until"):
+        if (at := getattr(wanted, name)) is not None:
+            given[name] = str(at)
+    return {name: value for name, value in given.items() if value}
+
+
+class Printer:
+    """Events to stdout in one of the forms short, json, cat."""
+
+    def __init__(self, form: str, lang: show.Language) -> None:
+        self.form, self.lang, self.zone = form, lang, local_zone()
+        self.terminal = sys.stdout.isatty()
+        self.colour = self.terminal and not os.environ.get("NO_COLOR")
+
+    def event(self, raw: bytes) -> None:
+        """One event, at once."""
+        if self.form == "json":
+            text = raw.decode("utf-8")
+        elif self.form == "cat":
+            text = self._sentence(raw)
+        else:
+            text = show.line(raw, lang=self.lang, zone=self.zone, colour=self.colour, width=self._width())
+        say(text)
+
+    def gap(self, data: bytes) -> None:
+        """Something was skipped: said where the events are, so that nobody overlooks it."""
+        gap = msgspec.json.decode(data)
+        if self.form == "json":
+            say(msgspec.json.encode({"gap": gap}).decode())
+            return
+        count = f"{gap['count']} events" if gap.get("count") else "events"
+        say(f"-- gap: {count} not shown ({show.harmless(str(gap.get('reason')))}) --")
+
+    def _sentence(self, raw: bytes) -> str:
+        try:
+            return show.what(read(raw), self.lang, self.zone)
+        except msgspec.MsgspecError:
+            return show.line(raw)
+
+    def _width(self) -> int | None:
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns, 60) if self.terminal else None
+
+
+def sse(lines: Iterable[bytes]) -> Iterator[tuple[str, bytes, str]]:
+    """(event, data, last event id) of a stream of Server-Sent Events (HTML, 9.2.6); those without data too, event ""."""
+    kind, data, cursor = "message", b"", ""
+    for line in lines:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if not line:
+            yield (kind if data else ""), data, cursor
+            kind, data = "message", b""
+        elif field == b"id":
+            cursor = value.decode("ascii", "replace")
+        elif field == b"data":
+            data = data + b"\n" + value if data else value
+        elif field == b"event":
+            kind = value.decode("ascii", "replace")
+
+
+def tail(args: argparse.Namespace) -> int:
+    """The newest events, and those to come."""
+    if not 0 <= args.lines <= grammar.MAX_LIMIT:
+        raise BadQuery(f"-n must be from 0 to {grammar.MAX_LIMIT}")
+    params, printer = _params(args), Printer(args.output, _language(args))
+    if not args.follow:
+        if args.lines:
+            answer = msgspec.json.decode(
+                _get(client(args), "/v1/events", {**params, "limit": args.lines, "order": "desc"}), type=_Page
+            )
+            for raw in reversed(answer.events):
+                printer.event(bytes(raw))
+        return 0
+    follower = _Follower(args, params, printer)
+    while True:
+        follower.once()
+        time.sleep(RETRY_S)
+
+
+class _Page(msgspec.Struct):
+    events: list[msgspec.Raw]
+    next: str | None = None
+
+
+class _Follower:
+    """One `tail -f`, over as many connections as it takes."""
+
+    def __init__(self, args: argparse.Namespace, params: dict[str, str], printer: Printer) -> None:
+        self.args, self.params, self.printer = args, params, printer
+        self.cursor, self.told = "", False
+
+    def once(self) -> None:
+        """Follow until the connection ends; raise Failed only if trying again is of no use."""
+        try:
+            asked = client(self.args)
+            if not hasattr(asked, "url"):
+                raise Failed(f"{asked.where}: no collector is served here")
+            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self.cursor} if self.cursor else {})}
+            target = "/v1/events/stream?" + urlencode({**self.params, "last": self.args.lines})
+            for kind, data, cursor in sse(asked.lines(target, headers)):
+                self.cursor, self.told = cursor, False
+                if kind == "gap":
+                    self.printer.gap(data)
+                elif kind:
+                    self.printer.event(data)
+        except Failed as error:
+            if error.status and error.status not in (429, 502, 503, 504):
+                raise
+            self._wait_for_it(str(error))
+        else:
+            self._wait_for_it("the collector ended the connection")
+
+    def _wait_for_it(self, why: str) -> None:
+        if not self.told:
+            sys.stderr.write(f"sekisho-collector: {why}; waiting for it to come back\n")
+        self.told = True
+
+
+def _get(asked: Client, path: str, params: dict[str, Any]) -> bytes:
+    return asked.request("GET", f"{path}?{urlencode(params)}")
+
+
+def query(args: argparse.Namespace) -> int:
+    """All events that match."""
+    params, asked = _params(args), client(args)
+    if args.lines < 0:
+        raise BadQuery("-n must be 0 (all) or more")
+    if args.group_by:
+        return _counts(args, params, asked)
+    limit: dict[str, Any] = {"limit": args.lines} if args.lines else {}
+    lines = asked.lines("/v1/events?" + urlencode({**params, **limit}), {"Accept": "application/x-ndjson"})
+    if args.output in ("short", "json"):
+        printer = Printer(args.output, _language(args))
+        for raw in lines:
+            printer.event(raw)
+        return 0
+    rows = (_row(raw) for raw in lines)
+    if args.output == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow(HEADS)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+    else:
+        say(show.table([[_cell(value) for value in row] for row in rows], [head.upper() for head in HEADS]))
+    return 0
+
+
+HEADS = [
+    "time",
+    "severity",
+    "machine",
+    "user",
+    "event",
+    "label",
+    "file",
+    "medium",
+    "serial",
+    "bytes",
+    "program",
+    "decision",
+    "uid",
+]
+
+
+def _row(raw: bytes) -> list[Any]:
+    seen = read(raw)
+    ours = seen.unmapped.sekisho
+    medium, process, protected = ours.medium, ours.process, ours.protected
+    at = (
+        datetime.fromtimestamp(seen.time / 1000, local_zone()).isoformat(timespec="seconds")
+        if seen.time < 1 << 47
+        else seen.time
+    )
+    return [
+        at,
+        seen.severity_id,
+        show.machine(seen),
+        show.who(seen),
+        seen.metadata.event_code,
+        protected.label if protected is not UNSET else None,
+        protected.rel if protected is not UNSET else None,
+        show.medium_text(medium) if medium is not UNSET else None,
+        medium.serial if medium is not UNSET else None,
+        ours.bytes,
+        process.exe if process is not UNSET else None,
+        medium.decision if medium is not UNSET else None,
+        seen.metadata.uid,
+    ]
+
+
+def _cell(value: Any) -> str:
+    """A cell that no spreadsheet takes for a formula and no terminal for a command."""
+    text = "" if value is None or value is UNSET else show.harmless(str(value))
+    return "'" + text if text[:1] in ("=", "+", "-", "@") and not text.lstrip("-").isdigit() and text != "-" else text
+
+
+def _counts(args: argparse.Namespace, params: dict[str, str], asked: Client) -> int:
+    rows = msgspec.json.decode(_get(asked, "/v1/counts", {**params, "by": args.group_by}))["counts"]
+    if args.output == "json":
+        for row in rows:
+            say(msgspec.json.encode(row).decode())
+    elif args.output == "csv":
+        writer = csv.writer(sys.stdout)
+        writer.writerow([args.group_by, "events", "bytes"])
+        writer.writerows([_cell(row["value"]), row["events"], row["bytes"]] for row in rows)
+    else:
+        cells = [[row["value"] or "-", str(row["events"]), show.size_text(row["bytes"])] for row in rows]
+        say(show.table(cells, [args.group_by.upper(), "EVENTS", "BYTES"]))
+    return 0
+
+
+def _json_lines(rows: list[Any]) -> int:
+    for row in rows:
+        say(msgspec.json.encode(row).decode())
+    return 0
+
+
+def agents(args: argparse.Namespace) -> int:
+    """The machines."""
+    rows = client(args).get("/v1/agents")["agents"]
+    if args.json:
+        return _json_lines(rows)
+    zone = local_zone()
+    cells = [
+        [
+            row["name"],
+            row["state"],
+            show.time_text(row["last_seen"], zone),
+            row["version"] or "-",
+            ", ".join(row["blind"]) or "-",
+            row["agent"],
+        ]
+        for row in rows
+    ]
+    say(show.table(cells, ["MACHINE", "STATE", "LAST HEARD", "VERSION", "DOES NOT SEE", "AGENT"]))
+    return 0
+
+
+def until_ms(text: str) -> int | None:
+    """The end of a validity: a day counts to its end; "never" or nothing is None. Raises BadQuery."""
+    if text in ("", "never"):
+        return None
+    at = grammar.parse_time(text, time.time_ns() // 1_000_000, local_zone())
+    return at + 86_400_000 if len(text) == 10 and text.count("-") == 2 else at
+
+
+def token_create(args: argparse.Namespace) -> int:
+    """Make a token and print it alone."""
+    if args.uses is not None and not args.enroll:
+        raise BadQuery("--uses is for --enroll; a role's token may be used until it ends or is revoked")
+    uses = None if not args.enroll or args.uses == 0 else args.uses or 1
+    body = {"role": "enroll" if args.enroll else args.role, "note": args.note, "until": until_ms(args.until), "uses": uses}
+    say(msgspec.json.decode(client(args).request("POST", "/v1/tokens", body))["token"])
+    return 0
+
+
+def token_list(args: argparse.Namespace) -> int:
+    """All tokens."""
+    rows = client(args).get("/v1/tokens")["tokens"]
+    if args.json:
+        return _json_lines(rows)
+    zone = local_zone()
+    cells = []
+    for row in rows:
+        uses = f"{row['used']} of {row['uses']}" if row["uses"] else str(row["used"]) if row["role"] == "enroll" else "-"
+        until = show.time_text(row["until"], zone) if row["until"] else "never"
+        cells.append([row["id"], row["role"], uses, show.time_text(row["created_at"], zone), until, row["note"] or "-"])
+    say(show.table(cells, ["ID", "ROLE", "USED", "MADE", "ENDS", "NOTE"]))
+    return 0
+
+
+def token_revoke(args: argparse.Namespace) -> int:
+    """End a token."""
+    client(args).request("DELETE", f"/v1/tokens/{quote(args.id, safe='')}")
+    return 0

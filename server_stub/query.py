@@ -1,0 +1,182 @@
+"""Which events: one grammar of filters for the API, the tail and the command line, and its SQL.
+
+Owns: the names of filters and fields, what a value may look like (relative times, severity names, prefixes), cursors,
+and the SQL with its parameters: a user's text is never part of the SQL. Pure: "now" and the time zone are handed in.
+Must not know: who asks, HTTP, the engine.
+
+`q` looks for text in the event's exact bytes as they are shown; all in lower case, it ignores the case of ASCII letters.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from agent.contract.codes import SEVERITIES
+
+FILTERS = ("agent", "user", "medium", "event", "severity", "since", "until", "q")
+MAX_LIMIT = 10_000
+DEFAULT_LIMIT = 100
+MAX_TEXT = 1_000
+
+FIELDS = {
+    "user": "user",
+    "agent": "host",
+    "medium": "medium",
+    "event": "code",
+    "label": "label",
+    "way": "way",
+    "program": "program",
+    "day": "date(time / 1000, 'unixepoch', 'localtime')",
+}
+"""What events can be counted by → its column; a day is one of the collector's time zone."""
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class BadQuery(Exception):
+    """A filter can't be understood; the sentence says which and how to write it."""
+
+
+class Filter(Struct, kw_only=True, frozen=True):
+    """All that is given must hold. Times in ms (`since` included, `until` not); `severity`: at least."""
+
+    agent: str | None = None
+    user: str | None = None
+    medium: str | None = None
+    event: str | None = None
+    severity: int | None = None
+    since: int | None = None
+    until: int | None = None
+    q: str | None = None
+
+
+def parse_time(text: str, now_ms: int, zone: tzinfo | None) -> int:
+    """Milliseconds of "-1h", "now", "today", "yesterday", a date, a date and time, RFC 3339, or ms. Raises BadQuery."""
+    text = text.strip()
+    ago = re.fullmatch(r"-(\d{1,6})\s*([a-z]+)", text)
+    if ago and ago[2] in _UNITS:
+        return now_ms - int(ago[1]) * _UNITS[ago[2]] * 1000
+    if re.fullmatch(r"\d{11,15}", text):
+        return int(text)
+    now = datetime.fromtimestamp(now_ms / 1000, zone)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    named = {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}.get(text)
+    try:
+        at = named or datetime.fromisoformat(text)
+        return int((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise BadQuery(
+            f'"{text[:40]}" is no time; write "-1h", "today", "yesterday", "2026-11-23" or "2026-11-23T10:00:00+09:00"'
+        ) from None
+
+
+def parse_severity(text: str) -> int:
+    """A name or number → 1..5. Raises BadQuery."""
+    numbers = {name: number for number, name in SEVERITIES.items()}
+    numbers |= {str(number): number for number in SEVERITIES} | {"informational": 1}
+    if text.lower() not in numbers:
+        raise BadQuery(f'"{text[:40]}" is no severity; write one of {", ".join(SEVERITIES.values())}, or 1 to 5')
+    return numbers[text.lower()]
+
+
+def parse(values: Mapping[str, str], now_ms: int, zone: tzinfo | None) -> Filter:
+    """The filter in a mapping of texts (a query string, arguments); empty texts are not given. Raises BadQuery."""
+    got: dict[str, Any] = {}
+    for name in FILTERS:
+        text = values.get(name, "")
+        if not text:
+            continue
+        if len(text) > MAX_TEXT or "\0" in text:
+            raise BadQuery(f'"{name}" is too long or holds a NUL; shorten it')
+        if name in ("since", "until"):
+            got[name] = parse_time(text, now_ms, zone)
+        else:
+            got[name] = parse_severity(text) if name == "severity" else text
+    return Filter(**got)
+
+
+def parse_number(text: str | None, name: str, default: int, low: int, high: int) -> int:
+    """A whole number between `low` and `high`. Raises BadQuery."""
+    if text is None or text == "":
+        return default
+    if not re.fullmatch(r"\d{1,18}", text) or not low <= int(text) <= high:
+        raise BadQuery(f'"{name}" must be a whole number from {low} to {high}')
+    return int(text)
+
+
+def _like(text: str) -> str:
+    return re.sub(r"([\\%_])", r"\\\1", text)
+
+
+def where(wanted: Filter) -> tuple[str, list[Any]]:
+    """The condition and its parameters; never empty, and never true of a folded event."""
+    terms, values = ["code IS NOT NULL"], list[Any]()
+    if wanted.agent is not None:
+        terms.append("(agent = ? OR host = ? OR host IN (SELECT name FROM agents WHERE agent = ?))")
+        values += [wanted.agent] * 3
+    if wanted.user is not None:
+        terms.append("user = ?")
+        values.append(wanted.user)
+    if wanted.medium is not None:
+        terms.append("medium IS NOT NULL AND (medium = ? OR medium LIKE ? ESCAPE '\\' OR serial LIKE ? ESCAPE '\\')")
+        values += [wanted.medium, _like(wanted.medium) + "%", _like(wanted.medium) + "%"]
+    if wanted.event is not None:
+        codes = [code for code in wanted.event.split(",") if code]
+        terms.append("(" + " OR ".join("code LIKE ? ESCAPE '\\'" if code.endswith("*") else "code = ?" for code in codes) + ")")
+        values += [_like(code[:-1]) + "%" if code.endswith("*") else code for code in codes]
+    if wanted.severity is not None:
+        terms.append("severity >= ?")
+        values.append(wanted.severity)
+    if wanted.since is not None:
+        terms.append("time >= ?")
+        values.append(wanted.since)
+    if wanted.until is not None:
+        terms.append("time < ?")
+        values.append(wanted.until)
+    if wanted.q is not None:
+        text = msgspec.json.encode(wanted.q).decode()[1:-1]
+        if text == text.lower():
+            terms.append("CAST(raw AS TEXT) LIKE ? ESCAPE '\\'")
+            values.append(f"%{_like(text)}%")
+        else:
+            terms.append("instr(raw, CAST(? AS BLOB)) > 0")
+            values.append(text)
+    return " AND ".join(terms), values
+
+
+def tail(wanted: Filter, *, after: int, upto: int, limit: int) -> tuple[str, list[Any]]:
+    """Rows `(pos, raw, folded, agent)` for a live reader: the events wanted, and those whose content is gone."""
+    condition, values = where(wanted)
+    folded = "code IS NULL"
+    if wanted.agent is not None:
+        folded += " AND (agent = ? OR agent IN (SELECT agent FROM agents WHERE name = ?))"
+        values += [wanted.agent] * 2
+    text = f"SELECT pos, raw, code IS NULL, agent FROM events WHERE pos > ? AND pos <= ? AND (({condition}) OR ({folded}))"  # noqa: S608
+    return f"{text} ORDER BY pos LIMIT ?", [after, upto, *values, limit]
+
+
+def sql(wanted: Filter, *, after: int | None, descending: bool, limit: int, upto: int | None = None) -> tuple[str, list[Any]]:
+    """Rows `(pos, raw)` beyond the cursor `after`, in order of arrival; `upto` is the last `pos` looked at."""
+    condition, values = where(wanted)
+    if after is not None:
+        condition += " AND pos < ?" if descending else " AND pos > ?"
+        values.append(after)
+    if upto is not None:
+        condition += " AND pos <= ?"
+        values.append(upto)
+    order = "DESC" if descending else "ASC"
+    return f"SELECT pos, raw FROM events WHERE {condition} ORDER BY pos {order} LIMIT ?", [*values, limit]  # noqa: S608
+
+
+def counts(wanted: Filter, field: str) -> tuple[str, list[Any]]:
+    """Rows `(value, events, bytes)`, the largest first. Raises BadQuery for an unknown field."""
+    if field not in FIELDS:
+        raise BadQuery(f'can\'t count by "{field[:40]}"; the fields are: {", ".join(FIELDS)}')
+    condition, values = where(wanted)
+    text = f"SELECT {FIELDS[field]} AS v, count(*) AS n, coalesce(sum(bytes), 0) AS b FROM events"  # noqa: S608
+    order = "v" if field == "day" else "b DESC, n DESC, v"
+    return f"{text} WHERE {condition} GROUP BY v ORDER BY {order}", values

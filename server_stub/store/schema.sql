@@ -1,0 +1,48 @@
+-- The collector's store. `raw` is the record, exactly as received; every other column of `events` is an index over it.
+-- `pos` is the one order of all accepted events (1, 2, 3 ...): leaf pos - 1 of the tree, and the cursor of readers.
+-- A folded event (only its digest came) has code NULL. Nothing here is ever updated but what `agents` and `tokens` count.
+
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE events (
+    pos INTEGER PRIMARY KEY,
+    agent TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+    uid TEXT, time INTEGER NOT NULL, received_at INTEGER NOT NULL,
+    code TEXT, severity INTEGER NOT NULL,
+    host TEXT, user TEXT, medium TEXT, serial TEXT, label TEXT, way TEXT, program TEXT, bytes INTEGER,
+    leaf BLOB NOT NULL, hash BLOB NOT NULL, raw BLOB NOT NULL
+);
+CREATE UNIQUE INDEX events_chain ON events (agent, epoch, seq);
+CREATE INDEX events_uid ON events (uid);
+CREATE INDEX events_time ON events (time);
+CREATE INDEX events_user ON events (user) WHERE user IS NOT NULL;
+CREATE INDEX events_medium ON events (medium) WHERE medium IS NOT NULL;
+CREATE INDEX events_grave ON events (severity) WHERE severity >= 3;
+
+-- Where each chain ends: the hash after its last event, and the size of the tree that includes it.
+CREATE TABLE chains (
+    agent TEXT NOT NULL, epoch INTEGER NOT NULL,
+    last INTEGER NOT NULL, hash BLOB NOT NULL, tree_size INTEGER NOT NULL,
+    PRIMARY KEY (agent, epoch)
+) WITHOUT ROWID;
+
+-- Hashes of complete subtrees of 256, 65536, ... leaves (tree.TILE); those of leaves are in `events`.
+CREATE TABLE nodes (level INTEGER NOT NULL, n INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, n)) WITHOUT ROWID;
+
+CREATE TABLE agents (
+    agent TEXT PRIMARY KEY, key BLOB NOT NULL, name TEXT NOT NULL,
+    enrolled_at INTEGER NOT NULL, enrolled_by TEXT NOT NULL,
+    last_seen INTEGER NOT NULL, silent INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+
+-- Each agent's newest event of every `agent.*` code.
+CREATE TABLE latest (agent TEXT NOT NULL, code TEXT NOT NULL, pos INTEGER NOT NULL, PRIMARY KEY (agent, code)) WITHOUT ROWID;
+
+-- `hash` is SHA-256 of the token, which is never kept. `role` "enroll": an enrolment token. `uses` NULL: without end.
+CREATE TABLE tokens (
+    id TEXT PRIMARY KEY, hash BLOB NOT NULL UNIQUE, role TEXT NOT NULL, note TEXT NOT NULL,
+    created_at INTEGER NOT NULL, until INTEGER, uses INTEGER, used INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+
+-- The register of media: one entry a medium, as JSON of wire.ApprovalEntry.
+CREATE TABLE approvals (key TEXT PRIMARY KEY, entry TEXT NOT NULL) WITHOUT ROWID;
