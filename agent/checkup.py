@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec import Struct, field
 
 from agent.config import Agent, Config
+from agent.contract.show import display_width, harmless, pad
+from agent.words import WORDS, Language, say
 
 Verdict = Literal["ok", "blind", "error"]
 _OLDEST_KERNEL = (5, 17)
@@ -31,16 +32,34 @@ class NotRunning(Exception):
 
 
 class Result(Struct):
-    """One line of `check`: an error stops the agent or its purpose, `blind` is something it won't see."""
+    """One line of `check`. `verdict`: an error stops the agent or its purpose, `blind` is something it won't see.
+
+    `key` and `values` name the sentence in `words`; `fix` the key of what to do about it, empty if nothing can be done.
+    """
 
     verdict: Verdict
     subject: str
-    says: str
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
     fix: str = ""
 
+    def says(self, lang: Language) -> str:
+        """What was found."""
+        return say(lang, self.key, **self.values)
+
+    def advice(self, lang: Language) -> str:
+        """What to do; empty if nothing."""
+        return say(lang, self.fix, **self.values) if self.fix else ""
+
     def as_dict(self) -> dict[str, str]:
-        """For `--json`."""
-        return asdict(self)
+        """For `--json`, in English."""
+        said = {"verdict": self.verdict, "subject": self.subject, "code": self.key, "says": self.says("en")}
+        return {**said, "fix": self.advice("en")} if self.fix else said
+
+
+def _found(verdict: Verdict, subject: str, key: str, **values: Any) -> Result:
+    """A result whose advice, if there is one, stands in `words` under `key`.fix."""
+    return Result(verdict, subject, key, values, f"{key}.fix" if f"{key}.fix" in WORDS else "")
 
 
 def check(config: Config) -> list[Result]:
@@ -73,44 +92,48 @@ def ask(state_dir: str) -> dict[str, Any]:
     return status
 
 
-def lines(status: dict[str, Any], paint: Callable[[str, str], str]) -> Iterator[str]:
+def lines(status: dict[str, Any], lang: Language, paint: Callable[[str, str], str]) -> Iterator[str]:
     """A running agent's status for people."""
-    word = paint("healthy", "32") if status["healthy"] else paint("degraded", "33")
-    yield f"sekisho-agent {status['version']} on {status['name']}: {word} (pid {status['pid']}, {status['memory_kib'] // 1024} MiB)"
+    health = paint(say(lang, "healthy"), "32") if status["healthy"] else paint(say(lang, "degraded"), "33")
+    memory = status["memory_kib"] // 1024
+    yield say(lang, "status.head", **{**status, "health": health, "memory": memory})
+    rows: list[tuple[str, str]] = []
     for tree in status["protected"]:
-        yield f"  protected  {tree['path']}" + ("" if tree["watched"] else paint("  not there yet", "33"))
+        lack = "" if tree["watched"] else "  " + paint(say(lang, "status.waiting"), "33")
+        rows.append(("protected", tree["path"] + lack))
     for sensor in status["sensors"]:
-        state = (
-            paint("ok", "32") if sensor["ok"] and not sensor["blind"] else paint("blind: " + ", ".join(sensor["blind"]), "33")
-        )
-        yield f"  sensor     {sensor['name']}: {state}" + (f" ({sensor['why']})" if sensor["why"] else "")
-    for medium in status["media"]:
-        yield f"  medium     {medium['name']} {medium['serial']}: {medium['decision']}"
-    spool = status["spool"]
-    yield f"  spool      {spool['events']} events, {spool['bytes'] // 1024} KiB, {status['queue']['waiting']} waiting" + (
-        f"; {status['queue']['error']}" if status["queue"]["error"] else ""
-    )
+        blind = ", ".join(say(lang, code) for code in sensor["blind"])
+        state = paint(say(lang, "ok"), "32") if sensor["ok"] else paint(sensor["why"] or say(lang, "blind"), "33")
+        rows.append(("sensor", f"{sensor['name']}: {state}" + (f"; {say(lang, 'blind')}: {blind}" if blind else "")))
+    rows += [("medium", f"{each['name']} {each['serial']}: {say(lang, each['decision'])}") for each in status["media"]]
+    spool, queue = status["spool"], status["queue"]
+    kept = say(lang, "status.spool_says", events=spool["events"], kib=spool["bytes"] // 1024, waiting=queue["waiting"])
+    rows.append(("spool", kept + (f"; {queue['error']}" if queue["error"] else "")))
     sending = status["collector"]
-    if not sending["url"]:
-        yield "  collector  none configured: events stay on this machine"
-        return
     receipt = sending["last_receipt"]
-    last = f"receipt for event {receipt['seq']} at {_clock(receipt['at_ms'])}" if receipt else "no receipt yet"
-    yield f"  collector  {sending['url']}: {last}, {sending['backlog']} to send" + (
-        f"; {sending['last_error']}" if sending["last_error"] else ""
-    )
+    if not sending["url"]:
+        sent = say(lang, "status.no_collector")
+    elif receipt:
+        sent = say(lang, "status.receipt", **sending, seq=receipt["seq"], at=_clock(receipt["at_ms"]))
+    else:
+        sent = say(lang, "status.no_receipt", **sending)
+    rows.append(("collector", sent + (f"; {sending['last_error']}" if sending["last_error"] else "")))
+    headings = {key: say(lang, f"status.{key}") for key, _ in rows}
+    width = max(map(display_width, headings.values()))
+    yield from (f"  {pad(headings[key], width)}  {text}" for key, text in rows)
 
 
-def medium_row(medium: dict[str, Any]) -> tuple[str, ...]:
-    """One row of `sekisho-agent media`."""
-    return (
-        medium["name"],
-        medium["serial"] or "-",
-        medium["kind"],
-        medium["mount"] or "-",
-        medium["decision"],
-        medium["reason"],
-    )
+def media_table(media: list[dict[str, Any]], lang: Language) -> Iterator[str]:
+    """The rows of `sekisho-agent media`, in columns."""
+    columns = ("medium", "serial", "kind", "mount", "decision", "reason")
+    rows = [tuple(say(lang, f"col.{column}") for column in columns)]
+    for each in media:
+        decision = say(lang, each["decision"])
+        cells = (each["name"], each["serial"], each["kind"], each["mount"], decision, each["reason"])
+        rows.append(tuple(harmless(cell or "-") for cell in cells))
+    widths = [max(display_width(row[at]) for row in rows) for at in range(len(columns))]
+    for row in rows:
+        yield "  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _clock(at_ms: int) -> str:
@@ -118,88 +141,77 @@ def _clock(at_ms: int) -> str:
 
 
 def _kernel() -> Iterator[Result]:
-    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    release = platform.release()
+    found = re.match(r"(\d+)\.(\d+)", release)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     if version < _OLDEST_KERNEL:
-        yield Result("error", "kernel", f"Linux {platform.release()} is too old", "use Linux 5.17 or later")
+        yield _found("error", "kernel", "kernel_old", release=release)
     else:
-        yield Result("ok", "kernel", f"Linux {platform.release()}")
+        yield _found("ok", "kernel", "kernel", release=release)
 
 
 def _state(agent: Agent) -> Iterator[Result]:
     path = Path(agent.state_dir)
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        yield Result("error", "state_dir", f"{path} can't be written", "run as root, or choose another agent.state_dir")
+        yield _found("error", "state_dir", "state_unwritable", path=path)
         return
     space = os.statvfs(nearest)
     free = space.f_bavail * space.f_frsize
     if free < agent.spool.max_bytes:
-        fix = "free some space, or lower agent.spool.max_bytes"
-        yield Result(
-            "blind", "state_dir", f"{nearest} has {free >> 20} MiB left, the spool may take {agent.spool.max_bytes >> 20}", fix
-        )
+        wanted = agent.spool.max_bytes >> 20
+        yield _found("blind", "state_dir", "state_small", path=nearest, free=free >> 20, wanted=wanted)
     else:
-        yield Result("ok", "state_dir", f"{path}, {free >> 20} MiB free")
+        yield _found("ok", "state_dir", "state", path=path, free=free >> 20)
     if path.exists() and path.stat().st_mode & 0o077:
-        yield Result(
-            "error", "state_dir", f"{path} is open to others (mode {path.stat().st_mode & 0o777:o})", f"chmod 700 {path}"
-        )
+        yield _found("error", "state_dir", "state_open", path=path, mode=f"{path.stat().st_mode & 0o777:o}")
 
 
 def _protected(agent: Agent) -> Iterator[Result]:
     from agent.sense.mounts import parse
 
     if not agent.protect:
-        fix = "add [[agent.protect]] with a path and a label"
-        yield Result("error", "protect", "no directory is protected, so no copy can be told", fix)
+        yield _found("error", "protect", "protect_none")
     try:
         table = parse(Path("/proc/self/mountinfo").read_bytes())
     except OSError:
         table = []
     for each in agent.protect:
         path = os.path.realpath(each.path)
-        subject = f"protect {each.label}"
-        on = max(
-            (m for m in table if path == m.mount or path.startswith(m.mount.rstrip("/") + "/")),
-            key=lambda m: len(m.mount),
-            default=None,
-        )
-        kind = on.fs if on else "unknown"
-        try:
-            is_dir = Path(path).is_dir()
-            os.listdir(path)
-        except PermissionError:
-            yield Result("error", subject, f"{path} may not be read", "run as root; a user's FUSE mount needs -o allow_root")
-            continue
-        except OSError:
-            is_dir = False
-        if not is_dir:
-            says = f"{path} is not there; the agent waits for it (encrypted home, automount, network share)"
-            yield Result("error", subject, says, "make it, mount it, or mend the path")
-        elif kind == "autofs":
-            yield Result("blind", subject, f"{path} is an automount point; it is watched once it is mounted", "")
-        elif kind in _NETWORK_FS:
-            says = f"{path} is on {kind}: what this machine does there is seen, what other clients or the server do is not"
-            yield Result("blind", subject, says, "run an agent on the file server, too")
-        elif kind.startswith("fuse"):
-            says = f"{path} is on {kind}: reads are seen by name at best, and the daemon behind it reads for others"
-            yield Result("blind", subject, says, "protect the directory below it")
-        else:
-            yield Result("ok", subject, f"{path} on {kind}")
+        raw = os.fsencode(path)
+        over = [mount for mount in table if raw == mount.mount or raw.startswith(mount.mount.rstrip(b"/") + b"/")]
+        on = max(over, key=lambda mount: len(mount.mount), default=None)
+        yield _judge_tree(f"protect {each.label}", path, on.fs if on else "?")
+
+
+def _judge_tree(subject: str, path: str, fs: str) -> Result:
+    try:
+        with os.scandir(path):
+            pass
+    except PermissionError:
+        return _found("error", subject, "protect_unreadable", path=path)
+    except OSError:
+        return _found("error", subject, "protect_missing", path=path)
+    if fs == "autofs":
+        return _found("blind", subject, "protect_autofs", path=path)
+    if fs in _NETWORK_FS:
+        return _found("blind", subject, "protect_network", path=path, fs=fs)
+    if fs.startswith("fuse"):
+        return _found("blind", subject, "protect_fuse", path=path, fs=fs)
+    return _found("ok", subject, "protect", path=path, fs=fs)
 
 
 def _media(agent: Agent) -> Iterator[Result]:
     if not agent.media.simulated_dir:
         return
-    root = Path(agent.media.simulated_dir)
-    if not root.is_dir():
-        yield Result("error", "simulated_dir", f"{root} is not there", f"mkdir -p {root}, or clear agent.media.simulated_dir")
+    root = os.path.realpath(agent.media.simulated_dir)
+    if not Path(root).is_dir():
+        yield _found("error", "simulated_dir", "simulated_missing", path=root)
         return
-    yield Result("ok", "simulated_dir", str(root))
+    yield _found("ok", "simulated_dir", "simulated", path=root)
     for each in agent.protect:
-        if os.path.realpath(root).startswith(os.path.realpath(each.path) + "/"):
-            yield Result("error", "simulated_dir", f"{root} lies in the protected {each.path}", "put it elsewhere")
+        if root.startswith(os.path.realpath(each.path) + "/"):
+            yield _found("error", "simulated_dir", "simulated_inside", path=root, tree=each.path)
 
 
 def _sensors() -> Iterator[Result]:
@@ -211,40 +223,33 @@ def _sensors() -> Iterator[Result]:
     from agent.sense.udev import Udev
 
     now_ms = time.time_ns() // 1_000_000
-    unprivileged = "run as root (the unit in packaging/ has just what is needed)"
     trials: list[tuple[str, Callable[[], Sensor], str]] = [
-        ("files", Fanotify, unprivileged),
-        ("short-lived writers", Holder, unprivileged),
-        ("processes", lambda: Processes(now_ms), unprivileged),
-        ("devices", Udev, "install and start systemd-udevd"),
-        ("sessions", Sessions, "install systemd-logind (libpam-systemd)"),
+        ("files", Fanotify, "files.fix"),
+        ("writers", Holder, "files.fix"),
+        ("processes", lambda: Processes(now_ms), "files.fix"),
+        ("devices", Udev, "devices.fix"),
+        ("sessions", Sessions, "sessions.fix"),
     ]
     for subject, make, fix in trials:
         try:
             sensor = make()
         except (SensorError, OSError) as error:
-            yield Result("blind", subject, f"can't be watched here ({error})", fix)
+            yield Result("blind", subject, "sensor_refused", {"why": str(error)}, fix)
             continue
         said = sensor.coverage(now_ms)
         sensor.close()
         if said.ok and not said.blind:
-            yield Result("ok", subject, f"seen by {said.sensor}")
+            yield _found("ok", subject, "sensor", sensor=said.sensor)
         else:
-            yield Result("blind", subject, said.why or ", ".join(said.blind), fix)
+            why = said.why or ", ".join(say("en", code) for code in said.blind)
+            yield Result("blind", subject, "sensor_part", {"why": why}, "" if said.ok and not said.why else fix)
     try:
-        set_login = Path("/proc/self/loginuid").read_text().strip()
+        login = Path("/proc/self/loginuid").read_text().strip()
     except OSError:
-        yield Result(
-            "blind", "login user", "this kernel keeps no login uid (CONFIG_AUDIT)", "boot a kernel with audit compiled in"
-        )
+        yield _found("blind", "login user", "login_absent")
         return
-    if set_login == "4294967295" and not _sets_loginuid():
-        fix = "add `session required pam_loginuid.so` to the login services in /etc/pam.d"
-        yield Result(
-            "blind", "login user", "no login service here sets the login uid, so people can't be named through sudo", fix
-        )
-    else:
-        yield Result("ok", "login user", "the kernel's login uid names the person")
+    unset = login == "4294967295" and not _sets_loginuid()
+    yield _found("blind", "login user", "login_unset") if unset else _found("ok", "login user", "login")
 
 
 def _sets_loginuid() -> bool:
@@ -261,13 +266,13 @@ def _sets_loginuid() -> bool:
 def _collector(agent: Agent) -> Iterator[Result]:
     link = agent.collector
     if not link.url:
-        yield Result("blind", "collector", "none is configured: events stay on this machine only", "set agent.collector.url")
+        yield _found("blind", "collector", "collector_none")
         return
     if link.ca_file and not Path(link.ca_file).is_file():
-        yield Result("error", "collector", f"ca_file {link.ca_file} is not there", "copy the collector's CA certificate to it")
+        yield _found("error", "collector", "collector_ca", path=link.ca_file)
         return
     if link.token_file and not link.token and not os.access(link.token_file, os.R_OK):
-        yield Result("blind", "collector", f"token_file {link.token_file} can't be read", "it is needed once, to enrol")
+        yield _found("blind", "collector", "collector_token", path=link.token_file)
     parts = urlsplit(link.url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -276,16 +281,13 @@ def _collector(agent: Agent) -> Iterator[Result]:
                 context = ssl.create_default_context(cafile=link.ca_file or None)
                 context.wrap_socket(peer, server_hostname=parts.hostname).close()
     except ssl.SSLError as error:
-        yield Result(
-            "error", "collector", f"{link.url}: its certificate is refused ({error.reason})", "set agent.collector.ca_file"
-        )
+        yield _found("error", "collector", "collector_refused", url=link.url, why=error.reason)
     except OSError as error:
-        says = f"{link.url} can't be reached ({error.strerror or error}); events wait in the spool"
-        yield Result("blind", "collector", says, "start the collector, or mend the address or the firewall")
+        yield _found("blind", "collector", "collector_away", url=link.url, why=error.strerror or error)
     else:
-        yield Result("ok", "collector", link.url)
+        yield _found("ok", "collector", "collector", url=link.url)
 
 
 def _limits(agent: Agent) -> Iterator[Result]:
     if not agent.limit:
-        yield Result("blind", "limit", "no limit is set: no burst or drip is found", "remove `limit = []` for the defaults")
+        yield _found("blind", "limit", "limit_none")

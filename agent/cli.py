@@ -7,6 +7,7 @@ Data goes to stdout, talk to stderr. Modules are imported where they are needed:
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from agent import __version__
 
 if TYPE_CHECKING:
     from agent.config import Config
+    from agent.words import Language
 
 DONE, BAD, USAGE, DEGRADED, NOT_RUNNING = 0, 1, 2, 3, 4
 
@@ -46,18 +48,21 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from agent import checkup
+    from agent import checkup, words
+    from agent.contract import show
 
     results = checkup.check(_config(args))
     if args.json:
         print(json.dumps([result.as_dict() for result in results], ensure_ascii=False))
     else:
-        marks = {"ok": ("ok   ", "32"), "blind": ("blind", "33"), "error": ("ERROR", "31")}
+        lang = _language()
+        colours = {"ok": "32", "blind": "33", "error": "31"}
+        width = max(show.display_width(words.say(lang, verdict)) for verdict in colours)
         for result in results:
-            word, colour = marks[result.verdict]
-            print(f"{_paint(word, colour)}  {result.subject}: {result.says}")
-            if result.fix:
-                print(f"       → {result.fix}")
+            word = show.pad(words.say(lang, result.verdict), width)
+            print(f"{_paint(word, colours[result.verdict])}  {result.subject}: {result.says(lang)}")
+            if advice := result.advice(lang):
+                print(f"{' ' * width}  → {advice}")
     return BAD if any(result.verdict == "error" for result in results) else DONE
 
 
@@ -75,12 +80,12 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(status, ensure_ascii=False))
     else:
-        print("\n".join(checkup.lines(status, _paint)))
+        print("\n".join(checkup.lines(status, _language(), _paint)))
     return DONE if healthy else DEGRADED
 
 
 def _media(args: argparse.Namespace) -> int:
-    from agent import checkup
+    from agent import checkup, words
 
     try:
         media = checkup.ask(_config(args).agent.state_dir)["media"]
@@ -90,30 +95,19 @@ def _media(args: argparse.Namespace) -> int:
         for medium in media:
             print(json.dumps(medium, ensure_ascii=False))
     elif not media:
-        print("no medium is plugged in")
+        print(words.say(_language(), "no_media"))
     else:
-        rows = [("MEDIUM", "SERIAL", "KIND", "MOUNT", "DECISION", "WHY"), *map(checkup.medium_row, media)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("\n".join(checkup.media_table(media, _language())))
     return DONE
 
 
 def _events(args: argparse.Namespace) -> int:
     import time
 
-    from agent.contract import show
-    from agent.spool import SpoolError, last_seq, read_events
+    from agent.spoolfile import SpoolError, last_seq, read_events
 
     state_dir = _config(args).agent.state_dir
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-    def tell(data: bytes) -> None:
-        if args.output == "json":
-            sys.stdout.buffer.write(data + b"\n")
-        else:
-            sys.stdout.write(show.line(data, lang=_language(), colour=colour) + "\n")
-
+    tell = _teller(args.output)
     try:
         after = 0 if args.lines is None and not args.follow else max(0, last_seq(state_dir) - (args.lines or 10))
         while True:
@@ -129,17 +123,17 @@ def _events(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from agent import identity, spool
+    from agent import identity, spoolfile
     from agent.contract.chain import NotWhole
 
     state_dir = _config(args).agent.state_dir
     try:
-        whole = spool.verify(state_dir, identity.public_key(state_dir))
+        whole = spoolfile.verify(state_dir, identity.public_key(state_dir))
     except NotWhole as error:
         where = f"event {error.seq}: " if error.seq else ""
         print(f"not whole: {where}{error.why}")
         return BAD
-    except (spool.SpoolError, identity.IdentityError) as error:
+    except (spoolfile.SpoolError, identity.IdentityError) as error:
         fail(str(error), BAD)
     print(f"whole: {whole}")
     return DONE
@@ -161,22 +155,18 @@ def _replay(args: argparse.Namespace) -> int:
     import uuid
 
     from agent import daemon
-    from agent.contract import event, show
+    from agent.contract import event
     from agent.core import facts
     from agent.core.pipeline import Core
 
     core = Core(daemon.core_config(_config(args) if args.config else daemon.bare_config(), "0" * 32), lambda: uuid.uuid4().hex)
-    seq, colour = 0, sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    seq, tell = 0, _teller(args.output)
     try:
         source: Any = sys.stdin.buffer if args.facts == "-" else Path(args.facts).open("rb")  # noqa: SIM115
         for fact in facts.read(source):
             for made in core.feed(fact):
                 seq += 1
-                data = event.seal(made, seq, 0, bytes(32))
-                if args.output == "json":
-                    sys.stdout.buffer.write(data + b"\n")
-                else:
-                    sys.stdout.write(show.line(data, lang=_language(), colour=colour) + "\n")
+                tell(event.seal(made, seq, 0, bytes(32)))
     except facts.BadFact as error:
         fail(f"{args.facts}: {error}; facts are recorded by `sekisho-agent run --record FILE`")
     except OSError as error:
@@ -214,9 +204,29 @@ def _paint(text: str, colour: str) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
 
 
-def _language() -> str:
+def _language() -> "Language":
     locale = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     return "ja" if locale.startswith("ja") else "en"
+
+
+def _teller(output: str) -> Callable[[bytes], None]:
+    """Prints events: their exact bytes for `json`, else a line each, in columns and colours on a terminal."""
+    from datetime import datetime
+
+    from agent.contract import show
+
+    terminal = sys.stdout.isatty()
+    colour = terminal and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size().columns if terminal else None
+    zone, lang = datetime.now().astimezone().tzinfo, _language()
+
+    def tell(data: bytes) -> None:
+        if output == "json":
+            sys.stdout.buffer.write(data + b"\n")
+        else:
+            sys.stdout.write(show.line(data, lang=lang, zone=zone, colour=colour, width=width) + "\n")
+
+    return tell
 
 
 def parser() -> argparse.ArgumentParser:

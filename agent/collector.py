@@ -1,18 +1,16 @@
 """One exchange with a collector over HTTPS: a request, a bounded answer, or one sentence why there is none.
 
-Owns: the sessions of `requests` (imported only when first needed: it is the agent's largest part, 18 MB), TLS and proxies, time
-limits, signed requests, and enrolment. With `sender.py` and `registerfeed.py` it is the agent's only network client. Must not
-know: the spool, back-off, what an answer means for the chain.
+Owns: the sessions of `requests` (imported when first needed, with `ssl` and `email`: together the agent's largest part), TLS
+and proxies, time limits, signed requests, and enrolment. With `sender.py` and `registerfeed.py` it is the agent's only network
+client. Must not know: the spool, back-off, what an answer means for the chain.
 
 Certificates are checked against `ca_file`, else against the system's own store (not the one `requests` brings along). Proxies
 from the environment serve https:// only, never loopback. http:// is for loopback only. Redirects are not followed.
 """
 
 import base64
-import email.utils
 import hashlib
 import re
-import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +93,8 @@ class Collector:
         return self._session
 
     def _trust(self) -> str | bool:
+        import ssl
+
         # Said with each request: REQUESTS_CA_BUNDLE would win over what a session says.
         paths = ssl.get_default_verify_paths()
         return self._ca_file or paths.cafile or paths.capath or True
@@ -104,6 +104,8 @@ class Collector:
         session = self._open()
         import requests
 
+        if self._ca_file and not Path(self._ca_file).exists():
+            raise Unreachable(f"{self._ca_file}: agent.collector.ca_file is not there; copy the CA's certificate to it")
         try:
             with session.request(
                 method,
@@ -226,11 +228,18 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def _date_ms(response: "requests.Response") -> int | None:
+def _http_date_ms(text: str) -> int | None:
+    """An HTTP-date (RFC 9110, 5.6.7) in ms, None if it is none."""
+    import email.utils
+
     try:
-        return int(email.utils.parsedate_to_datetime(response.headers.get("Date", "")).timestamp() * 1000)
+        return int(email.utils.parsedate_to_datetime(text).timestamp() * 1000)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _date_ms(response: "requests.Response") -> int | None:
+    return _http_date_ms(response.headers.get("Date", ""))
 
 
 def _retry_after_s(response: "requests.Response") -> float | None:
@@ -238,12 +247,8 @@ def _retry_after_s(response: "requests.Response") -> float | None:
     text = response.headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
-    try:
-        until = email.utils.parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
-    date = _date_ms(response)
-    return max(0.0, until - date / 1000) if date else None
+    until, date = _http_date_ms(text), _date_ms(response)
+    return None if until is None or date is None else max(0.0, (until - date) / 1000)
 
 
 def _reason(error: Any) -> str:
@@ -256,7 +261,7 @@ def _reason(error: Any) -> str:
             break
         seen = inner
     text = getattr(seen, "strerror", None) or getattr(seen, "verify_message", None) or str(seen)
-    return plain(str(text).rpartition(": ")[2])
+    return plain(str(text).rpartition(": ")[2].partition(" (_ssl.c")[0])
 
 
 def plain(text: str) -> str:

@@ -110,7 +110,7 @@ class Agent:
 
     def events(self, code: str = "") -> list[dict[str, Any]]:
         """All events recorded so far, oldest first, or those of one event code."""
-        from agent.spool import read_events
+        from agent.spoolfile import read_events
 
         found = [json.loads(data) for _, data in read_events(str(self.state_dir))]
         return [event for event in found if not code or event["metadata"]["event_code"] == code]

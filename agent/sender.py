@@ -43,6 +43,8 @@ COALESCE_S = 0.2
 """After being woken, wait so long for more to send along."""
 BASE_S, CAP_S = 1.0, 300.0
 RETRY_AFTER_CAP_S = 3600.0
+GROW_AFTER = 8
+"""After so many batches taken, try larger ones again."""
 CLOCK_STEP_MS = 2_000
 """A Date header has whole seconds; smaller changes of the offset are not told."""
 
@@ -96,7 +98,7 @@ class Sender:
         self._pinned: Pinned | None = None
         self._cursor: int | None = None  # what we send follows it; None: what is acknowledged
         self._epoch = spool.epoch
-        self._limit = MAX_EVENTS
+        self._limit, self._taken = MAX_EVENTS, 0
         self._suspect = 0  # a seq that was refused alone, once
         self._may_refuse = True
         self._holes = 0
@@ -208,7 +210,8 @@ class Sender:
         if (self._pinned is None or self._stopped == "refused") and token and token != self._token_tried:
             return self._join(self._peer, token)
         if self._pinned is None:
-            self._last_error = f"{self._link.url}: not enrolled yet; set agent.collector.token or run sekisho-agent enroll"
+            if not self._stopped:
+                self._last_error = f"{self._link.url}: not enrolled yet; set agent.collector.token or run sekisho-agent enroll"
             return Next(self._link.heartbeat, wakeable=False)
         if self._stopped:
             return Next(self._link.heartbeat, wakeable=False)
@@ -254,9 +257,11 @@ class Sender:
         if answer.status == 200:
             return self._received(pinned, batch, answer, (asked_ms + self._now_ms()) // 2)
         if answer.status == 401:
-            why = plain(answer.problem().detail) or "the batch is not accepted"
             self.counts["refused"] += 1
-            return self._stop("refused", f"{peer.url}: does not know this agent ({why}); enroll it again")
+            why = plain(answer.problem().detail) or "does not know this agent; enroll it again"
+            due = self._stop("refused", f"{peer.url}: {why}")
+            token = token_of(self._agent)
+            return NOW if token and token != self._token_tried else due
         if answer.status == 409:
             return self._conflict(batch, answer.problem())
         if answer.status in (413, 422):
@@ -292,7 +297,10 @@ class Sender:
         self._cursor = None if receipt.last >= self._spool.acknowledged else receipt.last
         self._due_ms = now_ms + int(self._link.heartbeat * 1000)
         self._holes, self._suspect, self._may_refuse, self._last_error = 0, 0, True, ""
-        self._limit = min(MAX_EVENTS, self._limit * 2)
+        self._token_tried = ""  # should it forget us (restored from nothing), the token may be worth another try
+        self._taken += 1
+        if self._taken >= GROW_AFTER:
+            self._limit, self._taken = min(MAX_EVENTS, self._limit * 2), 0
         self._backoff.worked()
         self.counts["batches"] += 1
         self._measure_clock(answer, middle_ms)
@@ -343,7 +351,7 @@ class Sender:
         why = plain(answer.problem().detail) or f"answers {answer.status}"
         many = len(batch.lines)
         if many > 1:
-            self._limit = max(1, many // 2)
+            self._limit, self._taken = max(1, many // 2), 0
             return NOW
         sentence = f"{self._link.url}: refuses event {batch.first}: {why}" if many else f"{self._link.url}: {why}"
         if many and self._may_refuse and self._suspect == batch.first:

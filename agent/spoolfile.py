@@ -178,6 +178,11 @@ def _reading(state_dir: str | Path) -> Iterator[sqlite3.Connection]:
             yield db
     except sqlite3.Error as error:
         raise spoken(error, path) from None
+    except (TypeError, ValueError) as error:
+        # A flipped bit in the schema or a value: the sqlite3 module can't decode it, or it is of another type than ours.
+        raise SpoolError(
+            "spool_corrupt", f"{path}: is damaged ({type(error).__name__}); restart the agent", retry=False
+        ) from None
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:

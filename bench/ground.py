@@ -192,13 +192,32 @@ out.close()
 """
 
 
+MARKS = """
+import os, select, sys, time
+from agent.sense.fanotify import Fanotify
+files = Fanotify()
+files.watch_tree(sys.argv[1])
+files.watch_medium(sys.argv[2], True)
+print("ready", flush=True)
+waiting = select.poll()
+waiting.register(files.fileno(), select.POLLIN)
+while True:
+    waiting.poll()
+    try:
+        os.read(files._group, 1 << 18)
+    except BlockingIOError:
+        pass
+    time.sleep(0.01)
+"""
+
+
 class Tool:
-    """Something that watches while work is done. `told(prefix)` counts distinct files below a folder that it named."""
+    """Something that watches while work is done. Once stopped, `told` counts the distinct files that it named."""
 
     def __init__(self, place: Ground, scratch: Path) -> None:
         self.place, self.scratch = place, scratch
         self.process: subprocess.Popen[Any] | None = None
-        self.at_start_s = 0.0
+        self.at_start_s = self.ended_s = 0.0
 
     def start(self) -> None:
         """Begin to watch; returns once everything is marked."""
@@ -224,8 +243,8 @@ class Tool:
         return family(self.process.pid) if self.process else []
 
     def used_s(self) -> float:
-        """CPU seconds since it was ready."""
-        return cpu_s(self.pids) - self.at_start_s
+        """CPU seconds from when it was ready to its end, once it is stopped: what it does last is its work too."""
+        return self.ended_s - self.at_start_s
 
     def ready(self) -> None:
         """Count CPU from here."""
@@ -236,10 +255,15 @@ class Tool:
         return 0
 
     def stop(self) -> None:
-        """End it."""
+        """End it, and take what it used, with what its own children used."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.wait(60)
+            _, status, usage = os.wait4(self.process.pid, 0)
+            self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.ended_s = usage.ru_utime + usage.ru_stime
+            for pipe in (self.process.stdout, self.process.stderr):
+                if pipe is not None:
+                    pipe.close()
             self.process = None
 
 
@@ -250,9 +274,7 @@ class Off(Tool):
 class Sekisho(Tool):
     """The real agent, with the disk's folder protected and the medium plugged as a simulated one over its own mount."""
 
-    url = ""
     more = ""
-    name = "sekisho"
 
     def start(self) -> None:
         """Start `sekisho-agent run` and wait until it says that it watches both."""
@@ -321,6 +343,19 @@ class Sekisho(Tool):
             self.log.close()
 
 
+class Marks(Tool):
+    """The agent's own notification marks, and a reader that throws away what it reads: what the kernel's part costs."""
+
+    def start(self) -> None:
+        """Start and wait for its word."""
+        command = [sys.executable, "-c", MARKS, str(self.place.protected), str(self.place.medium)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise CannotMeasure("the marks can't be set")
+        self.ready()
+
+
 class _Lines(Tool):
     """A tool that writes one line an event, with the path in it."""
 
@@ -330,7 +365,6 @@ class _Lines(Tool):
 
     def told(self, folder: Path) -> int:
         """Distinct paths below `folder` in its output."""
-        self.stop()  # what it buffered is written now
         needle, found = f"{folder}/".encode(), set()
         with self.out.open("rb") as lines:
             for line in lines:
@@ -348,8 +382,6 @@ class _Lines(Tool):
 class Fatrace(_Lines):
     """fatrace as its user starts it: every mount it finds, all events, one line each with program and pid."""
 
-    name = "fatrace"
-
     def start(self) -> None:
         """Start; it says nothing when ready, so wait until it is idle."""
         self.clear()
@@ -361,8 +393,6 @@ class Fatrace(_Lines):
 
 class Watchdog(_Lines):
     """A short program over the watchdog library (inotify); it names no process."""
-
-    name = "watchdog"
 
     def start(self) -> None:
         """Start and wait for its word."""
@@ -377,8 +407,6 @@ class Watchdog(_Lines):
 
 class Inotifywait(_Lines):
     """inotifywait -m -r; it names no process and misses files in directories made while it runs."""
-
-    name = "inotifywait -r"
 
     def start(self) -> None:
         """Start and wait until its watches stand."""
@@ -396,6 +424,7 @@ class Inotifywait(_Lines):
 TOOLS: dict[str, type[Tool]] = {
     "off": Off,
     "sekisho": Sekisho,
+    "marks": Marks,
     "fatrace": Fatrace,
     "watchdog": Watchdog,
     "inotifywait": Inotifywait,

@@ -99,7 +99,8 @@ def collector(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     port = free_port()
     config = root / "collector.toml"
     config.write_text(
-        f'[collector]\nlisten = "127.0.0.1:{port}"\nstate_dir = "{root}/state"\nenroll_token = "house-token"\nsilent_after = "1h"\n'
+        f'[collector]\nlisten = "127.0.0.1:{port}"\nstate_dir = "{root}/state"\n'
+        'enroll_token = "house-token"\nsilent_after = "1h"\n'
     )
     each = args.events // args.connections // args.batch
     agents = [prepare(port, number, each, args.batch) for number in range(args.connections)]

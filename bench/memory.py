@@ -90,11 +90,11 @@ def main() -> None:
             stages.append(stage(f"while {given.files:,} files are told", agent))
             agent.settle()
             stages.append(stage(f"after {given.files:,} files", agent))
-            told = agent.told(place.protected / "tree")
             time.sleep(10)
             before = ground.cpu_s(agent.pids)
             time.sleep(given.idle)
             idle_after = (ground.cpu_s(agent.pids) - before) / given.idle * 100
+        told = agent.told(place.protected / "tree")
     costs = imports()
     mib = [
         [each["stage"], str(each["processes"]), *(f"{each[key] / 1024:.1f}" for key in ("pss", "uss", "rss"))]

@@ -1,8 +1,8 @@
 """How much slower does ordinary work get, and what does each tool spend per file it tells?
 
 Inside the protected tree (50,000 small files): `cp -r` to another folder, `cp -r` onto a medium, `tar | cat`, `grep -r`,
-with the agent, fatrace, watchdog and inotifywait. Outside it, on the same file system, with the agent alone unless told
-otherwise: a build, byte-compiling, `git status`, `tar`, `grep -r`; and large copies, onto the medium and beside it.
+with the agent, its marks alone, fatrace, watchdog and inotifywait. Outside it, on the same file system, with the agent and
+its marks alone: a build, `git status`, `tar`, `grep -r`; and large copies, onto the medium and beside it.
 Every round runs every tool once, in turning order, so a slow minute of the machine hits all; ratios are taken within a
 round. The work's own CPU seconds are given beside its wall clock: other load disturbs them less.
 
@@ -130,8 +130,8 @@ def once(place: Ground, work: Work, tool: str) -> Run:
     with ground.watching(tool, place) as watcher:
         took = ground.timed(work.command)
         watcher.settle()
-        used, pss = watcher.used_s() if tool != "off" else 0.0, ground.memory_kib(watcher.pids)
-        told = watcher.told(work.told_in) if work.told_in else 0
+        pss = ground.memory_kib(watcher.pids)
+    used, told = watcher.used_s(), watcher.told(work.told_in) if work.told_in else 0
     return Run(work.name, tool, took.wall_s, took.cpu_s, used, told, pss)
 
 
@@ -194,7 +194,8 @@ def main() -> None:
                 "large": lambda: large(place, given.gib),
             }[part]()
             works = [work for work in works if not given.work or any(word in work.name for word in given.work)]
-            usual = ["off", "sekisho", "fatrace", "watchdog", "inotifywait"] if part == "inside" else ["off", "sekisho"]
+            usual = ["off", "sekisho", "marks"]
+            usual += ["fatrace", "watchdog", "inotifywait"] if part == "inside" else []
             tools = ground.available(["off", *(tool for tool in given.tool if tool != "off")] if given.tool else usual)
             runs = measure(place, works, tools, given.rounds)
             tables[{"inside": "Inside the protected tree", "outside": "Outside it", "large": "Large copies"}[part]] = summary(

@@ -68,9 +68,9 @@ def blow(program: Path, place: ground.Ground, tool: str, *, kind: str, processes
         lost = 0
         if isinstance(watcher, Sekisho):
             gaps = [event for event in watcher.events() if event["metadata"]["event_code"] == "agent.gap"]
-            lost = sum(1 for event in gaps if "not_running" not in str(event) and "stopped" not in str(event))
-        used = watcher.used_s() if tool != "off" else 0.0
-    return Storm(kind, processes, tool, files * loops * processes, wall, lag, used, lost)
+            reasons = [event["unmapped"]["sekisho"]["lost"]["reason"] for event in gaps]
+            lost = sum(reason not in ("not_running", "stopped") for reason in reasons)
+    return Storm(kind, processes, tool, files * loops * processes, wall, lag, watcher.used_s(), lost)
 
 
 def main() -> None:

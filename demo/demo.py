@@ -146,7 +146,7 @@ class House:
         self.state = scratch / "state"
         self.collector_toml, self.agent_toml = scratch / "collector.toml", scratch / "agent.toml"
         self.children: list[subprocess.Popen[Any]] = []
-        self.printed = 0
+        self.shown = 0
         self.collapse = ""
         self.collapsed = 0
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -163,7 +163,7 @@ class House:
         if show:
             say(f"{paint('$', '2')} {paint(line, '1')}")
         done = subprocess.run(self.command(name, *args), capture_output=True, text=True, timeout=60)
-        if show:
+        if show and done.stdout:
             say(done.stdout.rstrip())
         if done.returncode:
             raise Missing(f"{line} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
@@ -198,6 +198,7 @@ class House:
         tail = subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.children.append(tail)
         threading.Thread(target=self._show, args=(tail,), daemon=True).start()
+        self.until(lambda: b"sekisho_tail_readers 1" in (self.get("/metrics") or b""), "the tail did not connect")
 
     def _show(self, tail: subprocess.Popen[str]) -> None:
         """Print the tail as it comes; of a burst only the first lines, and how many more there were."""
@@ -205,10 +206,9 @@ class House:
         for line in tail.stdout:
             if self.collapse and self.collapse in line:
                 self.collapsed += 1
-                if self.collapsed > 3:
-                    continue
-            self.printed += 1
-            say("  " + line.rstrip())
+            if self.collapsed <= 3 or self.collapse not in line:
+                say("  " + line.rstrip())
+            self.shown += 1
 
     def close(self) -> None:
         """Pull what is plugged and end what was started, the newest first."""
@@ -289,7 +289,7 @@ class Story:
     def expecting(self, title: str, **codes: int) -> Iterator[None]:
         """Run a step; afterwards wait until the collector holds so many events more of each code."""
         say(f"\n{paint(title, '36')}")
-        before, printed = self.house.count(), self.house.printed + self.house.collapsed
+        before, shown = self.house.count(), self.house.shown
         yield
         done = time.monotonic()
         wanted = {code.replace("__", "."): number for code, number in codes.items()}
@@ -300,7 +300,8 @@ class Story:
 
         try:
             self.house.until(arrived, "not in time")
-            self.house.until(lambda: self.house.printed + self.house.collapsed > printed, "the tail printed nothing", 5)
+            every = self.house.count().total() - before.total()
+            self.house.until(lambda: self.house.shown - shown >= every, "the tail did not print them all", 5)
         except Missing as error:
             now = self.house.count()
             short = [f"{now[code] - before[code]} of {number} {code}" for code, number in wanted.items()]
@@ -340,7 +341,7 @@ class Story:
 
     def tell(self) -> None:
         """The whole story."""
-        out = {"file__copied_out": 3} if self.root else {"file__written": 3}
+        out = {"file__copied_out": 3}
         plugged = {"medium__attached": 1, "medium__mounted": 1, "medium__unapproved": 1}
         with self.expecting("A stick is plugged in that nobody approved.", **plugged):
             self.plug()
@@ -357,14 +358,15 @@ class Story:
             ):
                 self.shell("cp -r $C/orders $STICK/")
             if self.house.collapsed > 3:
-                say(paint(f"  (… and {self.house.collapsed - 3} more lines like the first three)", "2"))
+                say(paint(f"  (… and {self.house.collapsed - 3} more lines like these three)", "2"))
         with self.expecting("The stick is pulled.", medium__detached=1):
             self.house.run("sekisho-agent", "sim", "unplug", "stick", show=True)
 
     def summary(self) -> None:
         """What an admin would ask next."""
-        say(f"\n{paint('What left, biggest first, who is watched, and is the record whole?', '36')}")
-        self.house.run("sekisho-collector", "query", "--event", "file.copied_out", "-n", "4", "-o", "table", show=True)
+        say(f"\n{paint('Who took how much, which machines are watched, and is the record whole?', '36')}")
+        field = "user" if self.root and not self.person.why_not else "medium"
+        self.house.run("sekisho-collector", "query", "--event", "file.copied_out", "--group-by", field, show=True)
         self.house.run("sekisho-collector", "agents", show=True)
         self.house.run("sekisho-agent", "verify", show=True)
         if self.root and not self.person.why_not:
@@ -415,6 +417,8 @@ def main() -> int:
         say("\nstopped")
         return 130
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # nothing may stop the cleaning up
         house.close()
         if args.keep:
             say(f"\nEverything is left in {scratch}: configuration, spool, store, logs.")

@@ -62,7 +62,9 @@ def _event(
 def _act(writer: Writer, by: By, code: str, operation: str, *, sekisho: event.Sekisho, message: str) -> None:
     where = {"hostname": by.address} if not by.address[:1].isdigit() and ":" not in by.address else {"ip": by.address}
     more = {"actor": by.actor(), "api": {"operation": operation}, "src_endpoint": where}
-    writer.record(_event(writer, code, {"uid": writer.id, "hostname": writer.name, "type_id": 1}, sekisho, message=message, **more))
+    writer.record(
+        _event(writer, code, {"uid": writer.id, "hostname": writer.name, "type_id": 1}, sekisho, message=message, **more)
+    )
 
 
 def note_change(writer: Writer, change: Change) -> None:

@@ -1,6 +1,7 @@
-"""The routes. A handler is: parse, call, answer. Every error is RFC 9457 `application/problem+json`.
+"""The routes. A handler is: parse, call, answer.
 
-Owns: paths, methods, headers, status codes, body limits, and the table of which route asks for which right.
+Owns: paths, methods, headers, parameters, how many requests of one agent may be under way, and which route asks for
+which right.
 Must not know: how batches are judged (`intake`), kept (`commit`), queried (`query`), or how anything is signed.
 The same routes serve the network, the local socket (`local=True`: whoever can open it is the administrator), and the
 command line working directly on the store.
@@ -10,24 +11,23 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from agent.contract import wire
 from server_stub import acts, auth, fleet, intake, pages, query, tail, tree
+from server_stub.answers import REFUSALS, Refused, answer, body_of, decoded, on_crash, on_http, refusal
 from server_stub.collector import Collector
-from server_stub.commit import Busy, Conflict, Refusal, Writer
+from server_stub.commit import Busy, Conflict, Writer
 from server_stub.store import StoreError
 
-BODY_TIMEOUT_S = 60.0
 SMALL_BODY = 64 << 10
 POLL_S = 30.0
 IN_FLIGHT_AGENT = 4
@@ -36,93 +36,6 @@ NDJSON = "application/x-ndjson"
 """Bodies being received or judged at once from one agent at one address, and from one address."""
 
 Handler = Callable[[Request], Awaitable[Response]]
-encode = msgspec.json.encode
-
-
-class Refused(Exception):
-    """An answer that is a problem."""
-
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers, self.more = status, detail, headers or {}, more
-
-
-_TITLES = {
-    400: "Bad request", 401: "Not authenticated", 403: "Not allowed", 404: "Not found", 405: "Method not allowed",
-    408: "Too slow", 409: "Conflict", 413: "Too large", 415: "Unsupported encoding", 422: "Not acceptable as sent",
-    429: "Too many at once", 500: "Internal error", 503: "Not ready",
-}  # fmt: skip
-
-
-def problem(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
-    """RFC 9457 problem details."""
-    body = encode(wire.Problem(title=_TITLES.get(status, "Error"), status=status, detail=detail, **more))
-    return Response(body, status, headers, "application/problem+json")
-
-
-def answer(value: Any, status: int = 200) -> Response:
-    """JSON."""
-    return Response(encode(value), status, media_type="application/json")
-
-
-def _refusal(error: Exception) -> Response:
-    """Every error that a handler may let through → its problem."""
-    if isinstance(error, Refused):
-        return problem(error.status, error.detail, error.headers, **error.more)
-    if isinstance(error, auth.NotAllowed):
-        return problem(error.status, str(error), {"WWW-Authenticate": "Bearer"} if error.status == 401 else None)
-    if isinstance(error, Conflict):
-        words = "events before these are missing here" if error.reason == "hole" else "this is not the chain that is held here"
-        more: dict[str, Any] = {"reason": error.reason, "epoch": error.epoch, "expected": error.expected, "hash": error.hash}
-        return problem(409, f"{words}; send from seq {error.expected} on", **more)
-    if isinstance(error, intake.Bad):
-        return problem(error.status, error.why)
-    if isinstance(error, acts.Unknown):
-        return problem(404, str(error))
-    if isinstance(error, Busy | StoreError):
-        return problem(503, str(error), {"Retry-After": "2"})
-    if isinstance(error, query.BadQuery):
-        return problem(400, str(error))
-    raise error
-
-
-def _on_http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    details = {404: "there is nothing at this path", 405: "this path does not take that method"}
-    return problem(error.status_code, details.get(error.status_code, str(error.detail)), dict(error.headers or {}))
-
-
-def _on_crash(_request: Request, _error: Exception) -> Response:
-    return problem(500, "the collector failed on this request; its log says more")
-
-
-async def body_of(request: Request, limit: int) -> bytes:
-    """The request's body. Raises Refused: 413 as soon as it is known to exceed `limit`, 408 if it comes too slowly."""
-    too_large = Refused(413, f"the body is larger than {limit} bytes; send less at once", {"Connection": "close"})
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
-    except TimeoutError:
-        raise Refused(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise Refused(400, "the body ended early") from None
-    return b"".join(parts)
-
-
-def decoded(body: bytes, kind: type[Any]) -> Any:
-    """A JSON body as `kind`. Raises Refused 422."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Refused(422, f"the body is not as it must be: {error}") from None
 
 
 class MediumAsked(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -185,7 +98,7 @@ class Routes:
         if len(key) != 32 or not 1 <= len(asked.name) <= 255:
             raise Refused(422, "an enrolment needs a name and an Ed25519 public key in base64")
         agent = await self.c.enrol(asked, key)
-        register = msgspec.Raw(encode(self.c.register))
+        register = msgspec.Raw(msgspec.json.encode(self.c.register))
         return answer(wire.Enrolled(agent, base64.b64encode(bytes(self.c.key.verify_key)).decode(), register))
 
     def _agent(self, request: Request) -> tuple[str, bytes]:
@@ -484,8 +397,8 @@ def _guarded(handler: Handler) -> Handler:
     async def run(request: Request) -> Response:
         try:
             return await handler(request)
-        except (Refused, Refusal, intake.Bad, Busy, StoreError, query.BadQuery) as error:
-            return _refusal(error)
+        except REFUSALS as error:
+            return refusal(error)
 
     return run
 
@@ -521,7 +434,7 @@ def create_app(collector: Collector, local: bool = False) -> Starlette:
     for method, path, handler in table:
         paths.setdefault(path, {})[method] = _guarded(handler)
     routes = [Route(path, _by_method(handlers), methods=list(handlers)) for path, handlers in paths.items()]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _on_http, Exception: _on_crash})
+    return Starlette(routes=routes, exception_handlers={HTTPException: on_http, Exception: on_crash})
 
 
 def _by_method(handlers: dict[str, Handler]) -> Handler:

@@ -159,6 +159,8 @@ def _serve(args: argparse.Namespace) -> int:
     from server_stub.serve import serve
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    # A stranger's malformed request is no news: it was answered, and must not fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     settings = config.load(args.config)
 
     def ready(url: str) -> None:

@@ -12,14 +12,14 @@ import os
 import pwd
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from server_stub.config import Settings, is_loopback
+from server_stub.config import Settings, is_loopback, short_path
 
 TIMEOUT_S = 40.0
 """Above the stream's keep-alive, so a silent line is a dead one."""
@@ -41,7 +41,8 @@ class _Local(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(str(self.path))
+        with short_path(self.path) as path:
+            self.sock.connect(path)
 
 
 def person() -> str:
@@ -140,32 +141,37 @@ class Networked(Client):
 
 
 class Direct(Client):
-    """On the store, when no collector is served: the same routes, run in this process."""
+    """On the store, when no collector is served: the same routes, run in this process, with the rights of its owner."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.where = settings, str(settings.state_dir)
 
     def request(self, method: str, target: str, body: Any = None) -> bytes:
         """See Client."""
-        status, answer = asyncio.run(self._run(method, target, b"" if body is None else msgspec.json.encode(body), {}))
-        if status >= 400:
-            raise _said(status, answer)
-        return answer
+        return b"".join(self._parts(method, target, b"" if body is None else msgspec.json.encode(body), {}))
 
     def lines(self, target: str, headers: dict[str, str]) -> Iterator[bytes]:
-        """See Client; all at once."""
-        status, answer = asyncio.run(self._run("GET", target, b"", headers))
-        if status >= 400:
-            raise _said(status, answer)
-        yield from answer.splitlines()
+        """See Client."""
+        rest = b""
+        for part in self._parts("GET", target, b"", headers):
+            *whole, rest = (rest + part).split(b"\n")
+            yield from whole
 
-    async def _run(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _parts(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> Iterator[bytes]:
+        """The body of a good answer, part by part, as the route makes them: a large store is never held in memory."""
+        with _as_owner(self.settings.state_dir), asyncio.Runner() as runner:
+            answer = self._answer(method, target, body, headers)
+            try:
+                while (part := runner.run(anext(answer, None))) is not None:
+                    yield part
+            finally:
+                runner.run(answer.aclose())
+
+    async def _answer(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> AsyncGenerator[bytes, None]:
         from server_stub.app import create_app
         from server_stub.collector import opened
 
         path, _, query = target.partition("?")
-        from urllib.parse import unquote
-
         sent = {name.lower().encode(): value.encode() for name, value in headers.items()}
         if name := person():
             sent[b"sekisho-person"] = quote(name).encode()
@@ -174,25 +180,45 @@ class Direct(Client):
             "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
             "headers": list(sent.items()), "client": None, "server": None,
         }  # fmt: skip
-        got: dict[str, Any] = {"status": 500, "body": []}
-        asked = False
+        made: asyncio.Queue[Any] = asyncio.Queue(4)
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def receive() -> dict[str, Any]:
-            nonlocal asked
-            if asked:
+        async def receive() -> Any:
+            if not waiting:
                 await asyncio.Event().wait()
-            asked = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                got["status"] = message["status"]
-            else:
-                got["body"].append(message.get("body", b""))
+            return waiting.pop()
 
         async with opened(self.settings) as collector:
-            await create_app(collector, local=True)(scope, receive, send)
-        return got["status"], b"".join(got["body"])
+            running = asyncio.create_task(create_app(collector, local=True)(scope, receive, made.put))
+            status, told, more = 0, b"", True
+            while more:
+                message = await made.get()
+                status = message.get("status", status)
+                more = message["type"] == "http.response.start" or message.get("more_body", False)
+                told = message.get("body", b"")
+                if status >= 400 and told:
+                    raise _said(status, told)
+                if told:
+                    yield told
+            await running
+
+
+@contextlib.contextmanager
+def _as_owner(state_dir: Path) -> Iterator[None]:
+    """As root, work with the rights of whom the state belongs to: a file made here must be one the service can use."""
+    if os.geteuid() != 0 or not state_dir.exists() or (owner := state_dir.stat()).st_uid == 0:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def served(settings: Settings) -> bool:
@@ -200,7 +226,8 @@ def served(settings: Settings) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(5)
         try:
-            sock.connect(str(settings.socket))
+            with short_path(settings.socket) as path:
+                sock.connect(path)
         except PermissionError:
             raise Failed(
                 f"{settings.socket}: you may not use it; run this as root or the collector's user, or give --url and --token"

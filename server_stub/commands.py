@@ -20,6 +20,7 @@ from msgspec import UNSET
 
 from agent.contract import show
 from agent.contract.event import read
+from agent.contract.words import Language
 from server_stub import config
 from server_stub import query as grammar
 from server_stub.client import Client, Failed, reach
@@ -46,9 +47,9 @@ def client(args: argparse.Namespace) -> Client:
     return reach(settings, args.url, args.token, args.ca_file)
 
 
-def _language(args: argparse.Namespace) -> show.Language:
+def _language(args: argparse.Namespace) -> Language:
     if args.lang:
-        return cast(show.Language, args.lang)
+        return cast(Language, args.lang)
     name = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     return "ja" if locale.normalize(name).startswith("ja") else "en"
 
@@ -68,7 +69,7 @@ def _params(args: argparse.Namespace) -> dict[str, str]:
 class Printer:
     """Events to stdout in one of the forms short, json, cat."""
 
-    def __init__(self, form: str, lang: show.Language) -> None:
+    def __init__(self, form: str, lang: Language) -> None:
         self.form, self.lang, self.zone = form, lang, local_zone()
         self.terminal = sys.stdout.isatty()
         self.colour = self.terminal and not os.environ.get("NO_COLOR")

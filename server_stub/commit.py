@@ -64,7 +64,10 @@ class Histogram:
 
 
 class Writer:
-    """One thread over one session; `name` is this machine's. `woken` is called, from that thread, with the tree's size after each commit."""
+    """One thread over one session; `name` is this machine's.
+
+    `woken` is called, from that thread, with the tree's size after each commit that made it grow.
+    """
 
     def __init__(
         self, store: Store, key: SigningKey, name: str, *, now: Callable[[], int], woken: Callable[[int], None]

@@ -6,8 +6,10 @@ key in the same words: this import is the one exception to "the collector import
 Must not know: stores, sockets, HTTP.
 """
 
+import contextlib
 import ipaddress
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -45,6 +47,16 @@ class Settings(Struct, kw_only=True, frozen=True):
     def lock(self) -> Path:
         """Held by the one process that writes the store."""
         return self.state_dir / "lock"
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """Another name for `path` that fits into a socket's address (unix(7): 108 bytes), however deep its directory lies."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 def split_listen(listen: str) -> tuple[str, int]:

@@ -36,7 +36,10 @@ class Bad(Exception):
 
 
 class Row(NamedTuple):
-    """One event as the store keeps it: its exact bytes, two hashes, and columns as an index. Folded: `code` is None."""
+    """One event as the store keeps it: its exact bytes, two hashes, and columns as an index. Folded: `code` is None.
+
+    `machine`: the agent id it is about, if that is not the chain's own (the collector speaks of others).
+    """
 
     agent: str
     epoch: int
@@ -45,6 +48,7 @@ class Row(NamedTuple):
     time: int
     code: str | None
     severity: int
+    machine: str | None
     host: str | None
     user: str | None
     medium: str | None
@@ -132,6 +136,7 @@ def _row(seen: Seen, agent: str, raw: bytes, leaf: bytes, link: bytes) -> Row:
     if user is None:
         named = seen.actor.get("user")
         user = _text(named.get("name")) if isinstance(named, dict) else None
+    machine = _text(seen.device.get("uid"))
     exe = process.exe if process is not UNSET and process.exe is not UNSET else None
     return Row(
         agent,
@@ -141,6 +146,7 @@ def _row(seen: Seen, agent: str, raw: bytes, leaf: bytes, link: bytes) -> Row:
         seen.time,
         seen.metadata.event_code,
         seen.severity_id,
+        machine if machine != agent else None,
         _text(seen.device.get("hostname")),
         user,
         medium.key if medium is not UNSET else None,
@@ -222,7 +228,7 @@ def examine(body: bytes, packed: bool, agent: str, public_key: bytes) -> Examine
             if folded.seq != seq:
                 raise Bad(422, f"the digest in place of event {seq} says another seq")
             link = sha256(link + bytes.fromhex(folded.digest)).digest()
-            nothing = (None,) * 7
+            nothing = (None,) * 8
             rows.append(Row(agent, head.epoch, seq, None, 0, None, 0, *nothing, None, leaf, link, line))
             continue
         try:

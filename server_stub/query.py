@@ -57,10 +57,10 @@ class Filter(Struct, kw_only=True, frozen=True):
 def parse_time(text: str, now_ms: int, zone: tzinfo | None) -> int:
     """Milliseconds of "-1h", "now", "today", "yesterday", a date, a date and time, RFC 3339, or ms. Raises BadQuery."""
     text = text.strip()
-    ago = re.fullmatch(r"-(\d{1,6})\s*([a-z]+)", text)
+    ago = re.fullmatch(r"-([0-9]{1,6})\s*([a-z]+)", text)
     if ago and ago[2] in _UNITS:
         return now_ms - int(ago[1]) * _UNITS[ago[2]] * 1000
-    if re.fullmatch(r"\d{11,15}", text):
+    if re.fullmatch(r"[0-9]{11,15}", text):
         return int(text)
     now = datetime.fromtimestamp(now_ms / 1000, zone)
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -103,7 +103,7 @@ def parse_number(text: str | None, name: str, default: int, low: int, high: int)
     """A whole number between `low` and `high`. Raises BadQuery."""
     if text is None or text == "":
         return default
-    if not re.fullmatch(r"\d{1,18}", text) or not low <= int(text) <= high:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= high:
         raise BadQuery(f'"{name}" must be a whole number from {low} to {high}')
     return int(text)
 
@@ -116,7 +116,7 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
     """The condition and its parameters; never empty, and never true of a folded event."""
     terms, values = ["code IS NOT NULL"], list[Any]()
     if wanted.agent is not None:
-        terms.append("(agent = ? OR host = ? OR host IN (SELECT name FROM agents WHERE agent = ?))")
+        terms.append("(agent = ? OR machine = ? OR host = ?)")
         values += [wanted.agent] * 3
     if wanted.user is not None:
         terms.append("user = ?")

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server_stub.app import create_app
 from server_stub.collector import Collector, opened
-from server_stub.config import ConfigError, Settings
+from server_stub.config import ConfigError, Settings, short_path
 
 HEAD_TIMEOUT_S = 15.0
 KEEP_ALIVE_S = 75
@@ -62,6 +62,12 @@ class Protocol(H11Protocol):
         elif self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
+
+    def on_response_complete(self) -> None:
+        """An answer is out; if the next request has begun already, its head is on the clock."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
@@ -134,9 +140,10 @@ def _listen_local(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        sock.bind(str(path))
+        with short_path(path) as name:
+            sock.bind(name)
     except OSError as error:
-        raise ConfigError(f"{path}: can't be used as a socket ({error}); choose a shorter state_dir") from None
+        raise ConfigError(f"{path}: can't be used as a socket ({error}); choose another state_dir") from None
     finally:
         os.umask(before)
     sock.listen(128)

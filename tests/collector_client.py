@@ -16,7 +16,9 @@ from agent.contract import chain, codes, event, wire
 PRODUCT = msgspec.Raw(b'{"name":"Sekisho","version":"0.1.0"}')
 
 
-def draft(code: str = "file.copied_out", *, agent: str = "", name: str = "ws-1", at: int | None = None, **ours: Any) -> event.Event:
+def draft(
+    code: str = "file.copied_out", *, agent: str = "", name: str = "ws-1", at: int | None = None, **ours: Any
+) -> event.Event:
     """An event of `code`, not sealed; `ours` goes into unmapped.sekisho."""
     row = codes.code_of(code)
     return event.Event(
@@ -64,7 +66,9 @@ class Client:
         self.lines: list[bytes] = []
         self.hashes = [chain.genesis(self.id, epoch)]
 
-    def ask(self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    def ask(
+        self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
         """One request on a connection of its own: status, and the JSON answered (None if there was no body)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:

@@ -1,8 +1,9 @@
-"""A collector on a bad day: it speaks the real protocol on loopback, keeps chains like the real thing, and misbehaves on demand.
+"""A collector on a bad day: it speaks the real protocol on loopback, keeps chains like the real thing, and misbehaves on
+demand.
 
-It judges signatures, chains, holes and forks for itself (from `agent.contract` alone), remembers whatever it was asked, and changes in
-mid-test: `next("busy", "cut")` is for the coming batches, one each; `mood` for all after them. Moods that say "no" after having
-committed are the important ones: the agent can't know, and must neither lose nor double anything.
+It judges signatures, chains, holes and forks for itself (from `agent.contract` alone), remembers whatever it was asked, and
+changes in mid-test: `next("busy", "cut")` is for the coming batches, one each; `mood` for all after them. Moods that say "no"
+after having committed are the important ones: the agent can't know, and must neither lose nor double anything.
 
     good                the real thing
     slow                commits and answers once `gate` is set
@@ -30,6 +31,7 @@ import gzip
 import json
 import secrets
 import socket
+import ssl
 import threading
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,7 +73,7 @@ class Chain:
 class CrookedPeer:
     """The server. Use as a context manager; `url` is where it is."""
 
-    def __init__(self, token: str = "let-me-in") -> None:
+    def __init__(self, token: str = "let-me-in", certificate: str = "") -> None:
         self.key, self.other_key = SigningKey.generate(), SigningKey.generate()
         self.tokens = {token}
         self.agents: dict[str, bytes] = {}
@@ -110,7 +112,11 @@ class CrookedPeer:
             def handle_error(self, request: object, client_address: object) -> None: ...
 
         self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"http{'s' * bool(certificate)}://127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> "CrookedPeer":

@@ -1,6 +1,7 @@
 """The sender against a collector on a bad day: nothing is lost, nothing doubled, nothing believed that is not signed."""
 
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -259,6 +260,43 @@ def test_no_collector_at_all_is_said_with_what_to_do(tmp_path):
     desk.close()
 
 
+def certificate(place: Path) -> str:
+    """A self-signed certificate for 127.0.0.1, key and all, in one file."""
+    key, cert = place / "key.pem", place / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=collector", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl(1) to make a certificate")
+    subprocess.run(command, check=True, capture_output=True)
+    (place / "both.pem").write_text(key.read_text() + cert.read_text())
+    return str(place / "both.pem")
+
+
+def test_over_tls_only_a_collector_the_ca_vouches_for_is_spoken_to(tmp_path, monkeypatch):
+    own = certificate(tmp_path)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with CrookedPeer(certificate=own) as peer:
+        desk = Desk(tmp_path / "state", peer)
+        desk.record(2)
+        desk.sender.step()
+        assert "its certificate is refused (self-signed certificate)" in desk.sender.status()["last_error"]
+        assert "set agent.collector.ca_file to the CA that signed it" in desk.sender.status()["last_error"]
+        assert peer.asked == [], "not a byte of ours was sent"
+        desk.agent.collector.ca_file = str(tmp_path / "cert.pem")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere")
+        desk.sender.close()
+        desk.sender = Sender(desk.identity, desk.agent, desk.spool, desk.told.append, now_ms=lambda: desk.now_ms)
+        desk.settle()
+        assert desk.received() == desk.recorded()
+        desk.agent.collector.ca_file = str(tmp_path / "gone.pem")
+        desk.sender.close()
+        desk.sender = Sender(desk.identity, desk.agent, desk.spool, desk.told.append, now_ms=lambda: desk.now_ms)
+        desk.record()
+        desk.sender.step()
+        assert "gone.pem" in desk.sender.status()["last_error"]
+        desk.close()
+
+
 # -- who are you ------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +315,7 @@ def test_a_refused_token_is_not_tried_again_until_there_is_another(tmp_path, pee
 def test_an_unknown_agent_stops_sending_until_it_is_enrolled_anew(desk, peer):
     desk.record()
     desk.settle()
+    desk.agent.collector.token = ""
     desk.record()
     peer.next("unknown")
     desk.sender.step()
@@ -293,6 +332,25 @@ def test_an_unknown_agent_stops_sending_until_it_is_enrolled_anew(desk, peer):
     desk.identity.pin(pinned)
     desk.settle()
     assert desk.received() == desk.recorded()
+
+
+def test_a_collector_that_forgot_us_is_joined_again_if_the_token_still_serves(desk, peer):
+    desk.record(4)
+    desk.settle()
+    peer.agents.clear()
+    peer.chains.clear()
+    desk.record()
+    desk.settle()
+    assert desk.received() == desk.recorded()
+    peer.agents.clear()
+    peer.tokens.clear()
+    desk.record()
+    asked = len(peer.asked)
+    for _ in range(5):
+        desk.sender.step()
+    assert [each.path for each in peer.asked[asked:]] == ["/v1/batches", "/v1/enroll"]
+    assert desk.sender.status()["stopped"] == "refused"
+    assert "refuses to enroll this machine" in desk.sender.status()["last_error"]
 
 
 def test_enroll_pins_the_key_whatever_was_pinned(tmp_path, peer, monkeypatch):
@@ -382,8 +440,8 @@ def test_what_was_cut_meanwhile_goes_as_digests_and_is_counted(tmp_path, peer):
 
 def test_what_can_not_be_bridged_even_by_digests_begins_a_new_epoch(tmp_path, peer):
     desk = Desk(tmp_path / "state", peer, max_bytes=1 << 20)
-    for _ in range(8):
-        desk.record(200, size=3000)
+    for _ in range(16):
+        desk.record(100, size=3000)
         desk.settle()
     former = desk.spool.epoch
     assert desk.spool.stats()["first"] > 1

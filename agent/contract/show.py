@@ -1,24 +1,23 @@
 """One event as one line for people: the same in both command lines, in English and Japanese.
 
-Owns: the sentences (one table a language, side by side), how sizes, media and doubts are written, columns, colours,
-and making foreign text harmless: a file may be named like a terminal escape, a line break or a right-to-left trick, and
-none of that may reach a terminal. Pure: language, time zone, colour and width are arguments.
+Owns: which piece of an event goes into which place of its sentence (those are in `words`), how sizes, media and doubts
+are written, columns, colours, and making foreign text harmless: a file may be named like a terminal escape, a line
+break or a right-to-left trick, and none of that may reach a terminal. Pure: language, zone, colour, width are arguments.
 Must not know: terminals, files, where the event came from.
 """
 
-import re
 import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
-from agent.contract.codes import SEVERITIES
+from agent.contract.codes import CODES, SEVERITIES
 from agent.contract.event import MediumInfo, Seen, read
+from agent.contract.words import TEXTS, Language
 
-Language = Literal["en", "ja"]
 MAX_PIECE = 400
 """Characters of one foreign text, at most; a path may have 4096."""
 
@@ -27,143 +26,19 @@ _COLOURS = {1: "", 2: "", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[1;31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _OPERATIONS = ("read", "changed", "created", "renamed", "deleted")
 
-EN = {
-    "severity.1": "info",
-    "severity.2": "low",
-    "severity.3": "medium",
-    "severity.4": "high",
-    "severity.5": "critical",
-    "approved": ", approved",
-    "unapproved": ", unapproved",
-    "expired": ", approval expired",
-    "revoked": ", approval revoked",
-    "unknown": ", approval unknown",
-    "by": " by {}",
-    "via": " via {}",
-    "time": ", joined by time alone",
-    "content": ", joined by content",
-    "attribution.unknown": ", process unknown",
-    "attribution.session": ", person by session only",
-    "simulated": " (simulated)",
-    "read_only": ", read-only",
-    "a_file": "a file",
-    "a_file_of": "a {} file",
-    "something": "something",
-    "medium.attached": "{medium} connected{decision}{simulated}",
-    "medium.detached": "{medium} disconnected{simulated}",
-    "medium.mounted": "{medium} mounted at {mount}{fs}{read_only}{decision}{simulated}",
-    "medium.unmounted": "{medium} unmounted from {mount}{simulated}",
-    "file.copied_out": "{source} → {target}{size}{by}{decision}{doubt}",
-    "file.written": "{dest} written to {target}{size}{by}{decision}{doubt}",
-    "file.brought_in": "{dest} brought in from {target}{size}{by}{doubt}",
-    "file.staged": "{source} copied to {dest}{size}{by}{doubt}",
-    "file.history": "{label}: {operations}{by}",
-    "access.changed": "{source}: who may read or change it is different now{by}{more}",
-    "medium.unapproved": "{medium} has no valid approval{decision}",
-    "medium.first_use": "{medium} used for the first time by this person{decision}",
-    "copy.staged": "{source} left by way of a copy made elsewhere → {target}{size}{by}{decision}{doubt}",
-    "copy": "limit {limit} passed: {limit_bytes}, {limit_files} files within {window} → {target}{decision}",
-    "device.disguised": "{medium} is not what it claims to be{more}",
-    "agent.started": "agent started{more}",
-    "agent.stopped": "agent stopped{more}",
-    "agent.heartbeat": "agent is well{more}",
-    "agent.config": "configuration in force{more}",
-    "agent.sensors": "not seen on this machine: {blind}{more}",
-    "agent.gap": "lost: {lost}{more}",
-    "agent.tampered": "the agent's own records or files were altered{more}",
-    "agent.clock": "the clock jumped{more}",
-    "agent.silent": "stopped reporting, last heard {last_seen}",
-    "agent.back": "reports again",
-    "review.decided": "a finding was decided{more}",
-    "register.changed": "the register of media changed{more}",
-    "record.viewed": "records were looked at{more}",
-    "other": "{code}{more}",
-    "lost.count": "{count} events ({reason})",
-    "lost.some": "an unknown number of events ({reason})",
-    "op.read": "{} read",
-    "op.changed": "{} changed",
-    "op.created": "{} created",
-    "op.renamed": "{} renamed",
-    "op.deleted": "{} deleted",
-    "op.none": "operations on protected files",
-    "nothing": "nothing is hidden",
-    "never": "never",
-    "more": ": {}",
-}
-
-JA = {
-    "severity.1": "情報",
-    "severity.2": "低",
-    "severity.3": "中",
-    "severity.4": "高",
-    "severity.5": "重大",
-    "approved": "、承認済み",
-    "unapproved": "、未承認",
-    "expired": "、承認期限切れ",
-    "revoked": "、承認取消済み",
-    "unknown": "、承認状況不明",
-    "by": " ({} による)",
-    "via": " ({} 経由)",
-    "time": "、時刻のみで関連付け",
-    "content": "、内容で関連付け",
-    "attribution.unknown": "、プロセス不明",
-    "attribution.session": "、セッションからの推定",
-    "simulated": " (模擬)",
-    "read_only": "、読み取り専用",
-    "a_file": "ファイル",
-    "a_file_of": "{} ファイル",
-    "something": "不明な対象",
-    "medium.attached": "{medium} が接続されました{decision}{simulated}",
-    "medium.detached": "{medium} が取り外されました{simulated}",
-    "medium.mounted": "{medium} が {mount} にマウントされました{fs}{read_only}{decision}{simulated}",
-    "medium.unmounted": "{medium} が {mount} からアンマウントされました{simulated}",
-    "file.copied_out": "{source} → {target}{size}{by}{decision}{doubt}",
-    "file.written": "{dest} が {target} に書き込まれました{size}{by}{decision}{doubt}",
-    "file.brought_in": "{dest} が {target} から持ち込まれました{size}{by}{doubt}",
-    "file.staged": "{source} が {dest} に複製されました{size}{by}{doubt}",
-    "file.history": "{label}: {operations}{by}",
-    "access.changed": "{source}: アクセス権が変わりました{by}{more}",
-    "medium.unapproved": "{medium} には有効な承認がありません{decision}",
-    "medium.first_use": "{medium} をこの人が初めて使いました{decision}",
-    "copy.staged": "{source} が別の場所の複製を経て持ち出されました → {target}{size}{by}{decision}{doubt}",
-    "copy": "上限 {limit} を超過: {window} に {limit_bytes}、{limit_files} ファイル → {target}{decision}",
-    "device.disguised": "{medium} は名乗っている機器ではありません{more}",
-    "agent.started": "エージェントが起動しました{more}",
-    "agent.stopped": "エージェントが停止しました{more}",
-    "agent.heartbeat": "エージェントは正常です{more}",
-    "agent.config": "有効な設定{more}",
-    "agent.sensors": "この機械で見えないもの: {blind}{more}",
-    "agent.gap": "欠落: {lost}{more}",
-    "agent.tampered": "エージェント自身の記録またはファイルが改変されました{more}",
-    "agent.clock": "時計が飛びました{more}",
-    "agent.silent": "報告が途絶えました (最終受信 {last_seen})",
-    "agent.back": "報告が再開しました",
-    "review.decided": "検知事項が判断されました{more}",
-    "register.changed": "媒体台帳が変更されました{more}",
-    "record.viewed": "記録が閲覧されました{more}",
-    "other": "{code}{more}",
-    "lost.count": "{count} 件 ({reason})",
-    "lost.some": "件数不明 ({reason})",
-    "op.read": "読み取り {}",
-    "op.changed": "変更 {}",
-    "op.created": "作成 {}",
-    "op.renamed": "改名 {}",
-    "op.deleted": "削除 {}",
-    "op.none": "保護対象ファイルの操作",
-    "nothing": "なし",
-    "never": "なし",
-    "more": ": {}",
-}
-
-TEXTS: dict[Language, dict[str, str]] = {"en": EN, "ja": JA}
-
 
 def harmless(text: str, limit: int = MAX_PIECE) -> str:
     """Foreign text for a terminal: controls, line breaks, bidi, invisible characters as `\\u{hex}`; cut at `limit`."""
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     if cut.isascii() and cut.isprintable():
         return cut
-    return "".join(f"\\u{{{ord(each):x}}}" if unicodedata.category(each) in _UNSAFE else each for each in cut)
+    return "".join(each if _safe(each) else f"\\u{{{ord(each):x}}}" for each in cut)
+
+
+def _safe(each: str) -> bool:
+    """Whether it shows, and as one thing: of blanks only the plain and the full-width one do."""
+    kind = unicodedata.category(each)
+    return each in " \u3000" if kind == "Zs" else kind not in _UNSAFE
 
 
 def display_width(text: str) -> int:
@@ -371,7 +246,7 @@ class _Pieces(dict[str, str]):
 def what(seen: Seen, lang: Language = "en", zone: tzinfo | None = None) -> str:
     """What happened, as one sentence without time, machine or person."""
     texts, code = TEXTS[lang], seen.metadata.event_code
-    key = code if "." in code and code in texts else "other"
+    key = code if code in CODES else "other"
     if key == "other" and code.startswith("copy.") and seen.unmapped.sekisho.limit is not UNSET:
         key = "copy"
     return texts[key].format_map(_Pieces(seen, texts, zone))
@@ -425,7 +300,7 @@ def line(
 
 def table(rows: list[list[str]], heads: list[str], gap: int = 2) -> str:
     """Rows of foreign text as columns under `heads`; the last column is not padded."""
-    clean = [heads, *([harmless(re.sub(r"\s+", " ", cell)) for cell in row] for row in rows)]
+    clean = [heads, *([harmless(cell) for cell in row] for row in rows)]
     widths = [max(display_width(row[n]) for row in clean) for n in range(len(heads))]
     lines = [[pad(cell, widths[n] + gap) if n + 1 < len(heads) else cell for n, cell in enumerate(row)] for row in clean]
     return "\n".join("".join(cells).rstrip() for cells in lines)

@@ -12,7 +12,7 @@ the writer holds; size alone; a container or transformation of all that was read
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ _LEAST_SHARE = 0.05
 """Less than this of what was read, and it was not the content that left (a count, a checksum, a log line)."""
 _TINY = 256
 _SEARCHED = 64
+_MOST_EARLIER = 256
 _MOST_OPEN = 20_000
 _MOST_RECENT = 4_096
 _RECENT_MS = 60_000
@@ -73,6 +74,7 @@ class _Dest:
         "found",
         "key",
         "mount",
+        "named",
         "names",
         "path",
         "pid",
@@ -82,6 +84,7 @@ class _Dest:
     def __init__(self, fact: FileFact, mount: Mount, order: int, begun: bool) -> None:
         self.key, self.mount, self.path, self.pid = fact.key, mount, fact.path, fact.pid
         self.names = [_name(fact.path)]
+        self.named = (fact.pid, self.names[0])
         self.first_ms = fact.at_ms if begun else fact.at_ms - _UNSEEN_START_MS
         self.at_ms = self.due_ms = fact.at_ms
         self.first_order = self.closed_order = order
@@ -169,11 +172,11 @@ class Joins:
                     dest.path = fact.path + dest.path[len(old_path) :]
             return None
         settled = self._settling.pop(fact.key, None)
-        dest = settled or self._open.get(fact.key)
-        if dest is None:
+        moved = settled or self._open.get(fact.key)
+        if moved is None:
             return None
-        dest.renamed(fact.path)
-        dest.size = dest.size if size is None else max(size, 0)
+        moved.renamed(fact.path)
+        moved.size = moved.size if size is None else max(size, 0)
         return self._decide(settled) if settled is not None else None
 
     def moved_onto(self, fact: FileFact, mount: Mount, origin: Read | None, size: int | None, is_dir: bool) -> Arrival | None:
@@ -237,7 +240,7 @@ class Joins:
             self._recent.pop(fact.key, None)
         entry = self._people.who(fact.pid)
         dest.files = entry.files if entry is not None else []
-        self._names[fact.pid, dest.names[0]] += 1
+        self._names[dest.named] += 1
         self._last_begun[fact.pid] = self._order
         if len(self._open) > _MOST_OPEN:
             self._unname(self._open.pop(next(iter(self._open))))
@@ -250,10 +253,9 @@ class Joins:
         self._settling[dest.key] = dest
 
     def _unname(self, dest: _Dest) -> None:
-        at = (dest.pid, dest.names[-1])
-        self._names[at] -= 1
-        if self._names[at] <= 0:
-            del self._names[at]
+        self._names[dest.named] -= 1
+        if self._names[dest.named] <= 0:
+            del self._names[dest.named]
 
     def _flush(self, which: Callable[[_Dest], bool]) -> list[Arrival]:
         settled = [dest for dest in self._settling.values() if which(dest)]
@@ -269,11 +271,13 @@ class Joins:
 
     def _arrive(self, dest: _Dest, left: list[Left]) -> Arrival:
         self._unname(dest)
-        for each in left:
-            for pid in (dest.pid, *self._people.kin(dest.pid)) if each.link != "process" else (dest.pid,):
+        if left:
+            own_only = len(left) == 1 and left[0].link == "process"
+            for pid in (dest.pid,) if own_only else (dest.pid, *self._people.kin(dest.pid)):
                 of = self.reads.of(pid)
                 if of is not None:
-                    of.use(each.read)
+                    for each in left:
+                        of.use(each.read)
         self._recent.pop(dest.key, None)
         self._recent[dest.key] = _Recent(dest.size, dest.at_ms)
         if len(self._recent) > _MOST_RECENT:
@@ -314,7 +318,10 @@ class Joins:
     def _cut_short(self, dest: _Dest) -> Arrival | None:
         """A file that was never closed: the source by its name, else the last file that its writer opened meanwhile."""
         own = self.reads.of(dest.pid) if dest.pid else None
-        for of, link, sure in ((own, "process", 0.8), *((self.reads.of(pid), "pipeline", 0.7) for pid in self._people.kin(dest.pid))):
+        for of, link, sure in (
+            (own, "process", 0.8),
+            *((self.reads.of(pid), "pipeline", 0.7) for pid in self._people.kin(dest.pid)),
+        ):
             if of is None:
                 continue
             fresh = [read for read in self._in_window(dest, of) if read.size is None or read.size >= (dest.size or 0)]
@@ -368,15 +375,18 @@ class Joins:
         got: dict[bytes, tuple[Read, Link]] = {}
         for of, link in (*(((own, "process"),) if own is not None else ()), *((of, "pipeline") for of in kin)):
             for read in self._in_window(dest, of):
-                got.setdefault(read.key, (read, link))  # type: ignore[arg-type]
+                got.setdefault(read.key, (read, link))
         size, earlier = (dest.size or 0) - dest.base, False
         if not got and own is not None:
             earlier = True
             back = dest.first_ms - _EARLIER_MS
-            for read in islice((read for read in reversed(own.fresh.values()) if not self._reserved(dest, read)), 2_000):
+            for read in islice(reversed(own.fresh.values()), _MOST_EARLIER):
                 if read.last_ms < back:
                     break
                 got[read.key] = (read, "process")
+        for read, link in got.values():
+            if read.size is not None and 0 < size < read.size and read.name in dest.names:
+                return [self._left(dest, read, link, 0.7)]  # a plain copy that was cut off
         total = sum(read.size or 0 for read, _ in got.values())
         known = all(read.size is not None for read, _ in got.values())
         if not got or size <= 0 or (size <= _TINY and size < 0.8 * total) or (known and size < _LEAST_SHARE * total):
@@ -384,11 +394,10 @@ class Joins:
         share = size / total if total else 0.0
         if earlier and share > 2:
             return []  # what it wrote can hardly be what it read so long ago
+        if earlier:
+            got = {key: each for key, each in got.items() if not self._reserved(dest, each[0])}
         sure = 0.9 if 0.8 <= share <= 1.3 else 0.7 if share < 0.8 else 0.6 if share <= 2 else 0.5
         sure = 0.4 if earlier or not known else sure
-        only = next(iter(got.values()))[0] if len(got) == 1 else None
-        if only is not None and only.size is not None and only.name in dest.names and size < only.size:
-            return [self._left(dest, only, next(iter(got.values()))[1], 0.7)]
         out = []
         for read, link in got.values():
             via = "lineage" if read.via and link == "process" else link
@@ -409,7 +418,7 @@ class Joins:
     def _reserved(self, dest: _Dest, read: Read) -> bool:
         """Whether the same writer is writing another file of this read's name: it will want it."""
         name = read.name
-        return self._names.get((dest.pid, name), 0) > (1 if dest.names[-1] == name else 0)
+        return self._names.get((dest.pid, name), 0) > (1 if dest.named == (dest.pid, name) else 0)
 
     def _by_time(self, dest: _Dest) -> list[Left]:
         """Nobody knows the writer: somebody lately read a file of this name and size, or just now the only one of this size."""
@@ -434,8 +443,3 @@ def _name(path: str) -> str:
 
 def _folder(path: str) -> str:
     return path.rpartition("/")[0].rpartition("/")[2]
-
-
-def all_left(arrivals: Iterable[Arrival]) -> Iterator[tuple[Arrival, Left]]:
-    """Each protected source of each arrival."""
-    return ((arrival, left) for arrival in arrivals for left in arrival.left)

@@ -24,9 +24,9 @@ _MAX_PIPES, _MAX_KIN, _MAX_ANCESTORS, _CROWD = 64, 32, 12, 12
 _OLD_PIPE_MS = 1_000
 _OVERLAP_MS = 2_000
 
-_SECRET = r"pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|auth|credentials?|private[_-]?key"
-_ASSIGNED = re.compile(rf"(?i)((?:^|[?&;,\s_-])(?:[A-Za-z0-9_]*[_-])?(?:{_SECRET})\s*[=:]\s*)([^\s&;,]+)")
-_OPTION = re.compile(rf"(?i)--?(?:[a-z0-9]+[_-])*(?:{_SECRET})$")
+_WORDS = r"pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|auth|credentials?|private[_-]?key"
+_ASSIGNED = re.compile(rf"(?i)((?:^|[?&;,\s])[A-Za-z0-9_-]*(?:{_WORDS})\s*[=:]\s*)([^\s&;,]+)")
+_OPTION = re.compile(rf"(?i)--?(?:[a-z0-9]+[_-])*(?:{_WORDS})$")
 _IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:)([^/\s@]+)(@)")
 _CLOUD_KEY = re.compile(r"\b((?:AKIA|ASIA)[A-Z0-9]{4})[A-Z0-9]{12}\b")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
@@ -130,6 +130,10 @@ class People:
             self._drop_pipes(self._table.pop(next(iter(self._table))))
         return reborn
 
+    def sit_down(self, fact: Session) -> None:
+        """Who sits at the active local session from now on."""
+        self.session = structs.replace(fact, user=clean(fact.user), session=clean(fact.session))
+
     def gone(self, fact: ProcGone) -> None:
         """A process ended; what its last facts tell may still be on the way."""
         entry = self._table.get(fact.pid)
@@ -142,12 +146,15 @@ class People:
 
     def sweep(self, now_ms: int) -> list[int]:
         """Forget who ended more than a minute ago; the pids forgotten."""
-        old = [pid for pid, entry in self._table.items() if entry.gone_ms is not None and now_ms - entry.gone_ms > _KEPT_DEAD_MS]
+        old = [
+            pid for pid, entry in self._table.items() if entry.gone_ms is not None and now_ms - entry.gone_ms > _KEPT_DEAD_MS
+        ]
         for pid in old:
             self._drop_pipes(self._table.pop(pid))
         return old
 
     def __len__(self) -> int:
+        """How many processes are remembered."""
         return len(self._table)
 
     def ancestors(self, pid: int) -> Iterator[int]:

@@ -6,7 +6,8 @@ A read is fresh until a join uses it up, and fresh again when the file is opened
 `order` counts file facts, as of the first opening since it was last used: within one millisecond only it tells what came first.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 MOST_OF_ONE = 50_000
 MOST_OF_ALL = 80_000
@@ -29,7 +30,8 @@ class Read:
         return (self.via or self.path).rpartition("/")[2]
 
 
-_Index = dict[object, "Read | list[Read]"]
+_Index = dict[object, "Read | list[Read] | deque[Read]"]
+_LONG = 64
 
 
 class ReadsOf:
@@ -46,6 +48,7 @@ class ReadsOf:
         self.last_ms = 0
 
     def __len__(self) -> int:
+        """How many reads are kept."""
         return len(self.fresh) + len(self.used)
 
     def add(self, read: Read, order: int) -> int:
@@ -74,7 +77,7 @@ class ReadsOf:
         if self.fresh.pop(read.key, None) is not None:
             self.used[read.key] = read
             for index, at in ((self._by_name, hash((read.name, read.size))), (self._by_size, read.size)):
-                if isinstance(index.get(at), list):  # to the end, so that a search meets fresh ones first
+                if type(index.get(at)) in (list, deque):  # to the end, so that a search meets fresh ones first
                     _drop(index, at, read)
                     _put(index, at, read)
 
@@ -82,7 +85,7 @@ class ReadsOf:
         """Reads of a file of this name and size; with `size` None, of those whose size was not known."""
         return (read for read in _all(self._by_name, hash((name, size))) if read.name == name and read.size == size)
 
-    def sized(self, size: int) -> list[Read]:
+    def sized(self, size: int) -> Sequence[Read]:
         """Reads of files of exactly this size."""
         return _all(self._by_size, size)
 
@@ -127,6 +130,7 @@ class Reads:
         return ((pid, self._of[pid]) for pid in reversed(self._of))
 
     def __len__(self) -> int:
+        """How many reads are kept."""
         return self._count
 
 
@@ -138,22 +142,24 @@ def _put(index: _Index, at: object, read: Read) -> None:
     known = index.get(at)
     if known is None:
         index[at] = read
-    elif isinstance(known, list):
-        known.append(read)
-    else:
+    elif isinstance(known, Read):
         index[at] = [known, read]
+    elif len(known) == _LONG and isinstance(known, list):
+        index[at] = deque((*known, read))  # short queues are lists, for a deque takes 600 bytes
+    else:
+        known.append(read)
 
 
-def _all(index: _Index, at: object) -> list[Read]:
+def _all(index: _Index, at: object) -> Sequence[Read]:
     known = index.get(at)
-    return [] if known is None else known if isinstance(known, list) else [known]
+    return () if known is None else (known,) if isinstance(known, Read) else known
 
 
 def _drop(index: _Index, at: object, read: Read) -> None:
     known = index.get(at)
     if known is read:
         del index[at]
-    elif isinstance(known, list):
+    elif known is not None and not isinstance(known, Read):
         known.remove(read)
         if not known:
             del index[at]

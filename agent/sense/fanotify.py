@@ -11,7 +11,7 @@ the core's to know. Must not know: processes (it names pids, and `on_pid` lets t
 
 No descriptor stays open on a medium, so that it can be unmounted at any time. New directories are marked, then searched:
 what is in them by then is told as Found, with the pid of whoever made the directory as a hint.
-Paths inside are raw bytes; facts carry `path_text`.
+Paths given are as the os module has them, paths inside raw bytes; facts carry `path_text`.
 """
 
 import os
@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from agent.contract.event import path_bytes, path_text
+from agent.contract.event import path_text
 from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Found, Grown, Lost, Moved, Opened
 from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import Names, heads, names
@@ -28,6 +28,7 @@ from agent.sense.marks import Marks, Seen, real
 
 _CACHED = 4096
 _GROWING = 4096
+_MISSED = 256
 _READ_BYTES = 1 << 18
 _READS = 16  # buffers in one drain, so that a storm can't keep the daemon from its other sensors
 _SWEEP = 400
@@ -71,6 +72,7 @@ class Fanotify:
         self._drained_ms = 0
         self._inside: list[tuple[int, list[Seen]]] = []
         self._told: set[bytes] = set()
+        self._missed: set[bytes] = set()
 
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory with all below it, on its own file system. Raises SensorError if it can't be."""
@@ -82,14 +84,14 @@ class Fanotify:
 
     def unwatch(self, mount: str) -> None:
         """Forget a medium or a tree; its marks go too, unless the kernel took them at unmount."""
-        root = self._marks.remove(real(path_bytes(mount)))
+        root = self._marks.remove(real(os.fsencode(mount)))
         if root is not None:
             self._forget_paths()
             self._growing = {key: file for key, file in self._growing.items() if not root.covers(file.path)}
 
     def follow(self, path: str) -> bool:
-        """Watch one file (text as in facts) under any name, wherever it goes on its file system; False if that can't be."""
-        return self._marks.mark_file(path_bytes(path))
+        """Watch one file under any name, wherever it goes on its file system; False if that can't be."""
+        return self._marks.mark_file(os.fsencode(path))
 
     # -- the sensor ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class Fanotify:
 
     def rescan(self, mount: str, now_ms: int, since_ms: int = 0) -> Iterator[Fact]:
         """Found for each file below `mount` changed (ctime or mtime) at or after `since_ms`."""
-        root = self._marks.roots.get(real(path_bytes(mount)))
+        root = self._marks.roots.get(real(os.fsencode(mount)))
         if root is None:
             return
         found: list[Seen] = []
@@ -296,11 +298,12 @@ class Fanotify:
             self._forget_paths()
             raw, path = self._join(told.dir, told.name) if told.dir else self._resolve(told.target)
             old_raw, old_path = self._join(told.old_dir, told.old_name)
+            self._marks.renamed(old_raw, raw)
             for file in self._growing.values():
                 if file.path.startswith(old_raw + b"/"):
                     file.path = raw + file.path[len(old_raw) :]
             yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, is_dir=True)
-            came_in = bool(told.dir) and not told.old_dir
+            came_in = bool(told.dir) and (not told.old_dir or told.target in self._missed)
         else:
             raw, path = self._join(told.dir, told.name)
             came_in = bool(mask & kernel.FAN_CREATE)
@@ -312,8 +315,14 @@ class Fanotify:
             inside: list[Seen] = []
             try:
                 self._marks.search(root, raw, inside)
-            except OSError:
-                return  # it is gone again
+            except OSError:  # it has another name by now, or is gone again
+                raw, _ = self._resolve(told.target)
+                try:
+                    self._marks.search(root, raw, inside)
+                except OSError:
+                    self._missed = {*list(self._missed)[-_MISSED:], told.target}  # should it be renamed: then
+                    return
+            self._missed.discard(told.target)
             self._inside.append((pid, inside))
 
     def _finished(self, buffer: bytes, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
@@ -344,7 +353,7 @@ class Fanotify:
         yield Lost(at_ms=now_ms, reason="fanotify_overflow", since_ms=since_ms, until_ms=now_ms)
         self._forget_paths()
         for root in list(self._marks.roots.values()):
-            facts = self.rescan(path_text(root.path), now_ms, since_ms)
+            facts = self.rescan(os.fsdecode(root.path), now_ms, since_ms)
             if root.medium:
                 yield from facts
             else:
@@ -374,6 +383,9 @@ class Fanotify:
 
     def _resolve(self, handle: bytes) -> tuple[bytes, str]:
         """The path of a handle now, by way of a root on its file system; empty when the file is gone (ESTALE is normal)."""
+        kept = self._marks.kept.get(handle)
+        if kept is not None:
+            return kept, path_text(kept)
         system, opaque = handle[:8], handle[8:]
         for root in self._marks.roots.values():
             if root.fsid != system:

@@ -6,6 +6,7 @@ killed, not asked, when it was silent for STALL_S: the kernel then lets every he
 Without permission events (kernel without FANOTIFY_ACCESS_PERMISSIONS, no privilege) the agent goes on without, and says so.
 """
 
+import contextlib
 import marshal
 import os
 import signal
@@ -17,12 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agent.contract.event import path_bytes, path_text
+from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Lost, OpenFile, Process, ProcSeen
 
 STALL_S = 1.5
 RESTARTS = 5
 _RESTART_S = 60.0
+_SO_SNDBUFFORCE, _SNDBUF_BYTES = 32, 4 << 20  # about 3,000 looks wait for a busy agent
 _BOOT = """
 import sys
 for name, path in (("agent", sys.argv[1]), ("agent.sense", sys.argv[2])):
@@ -42,6 +44,7 @@ class Holder:
         self._socket: socket.socket | None = None
         self._mounts: dict[bytes, int] = {}
         self._refused: dict[bytes, str] = {}
+        self._given_up = ""
         self._heard = 0.0
         self._starts: list[float] = []
         self._down_since_ms: int | None = None
@@ -59,7 +62,7 @@ class Holder:
 
     def watch(self, mount: str) -> None:
         """Hold opens on the file system at `mount`, which must be the medium's own. What is refused shows in `coverage`."""
-        raw = path_bytes(mount)
+        raw = os.fsencode(mount)
         try:
             self._mounts[raw] = os.stat(raw).st_dev  # noqa: PTH116 (raw bytes)
         except OSError as error:
@@ -73,7 +76,7 @@ class Holder:
 
     def unwatch(self, mount: str) -> None:
         """No longer; harmless when it was unmounted already. With nothing left to hold, the small process ends."""
-        raw = path_bytes(mount)
+        raw = os.fsencode(mount)
         self._refused.pop(raw, None)
         if self._mounts.pop(raw, None) is not None:
             self._tell("unwatch", raw)
@@ -84,13 +87,16 @@ class Holder:
         """Kill a holder that was silent too long, start one where it is missing. The Lost comes with the next `drain`."""
         self._receive(now_ms)
         if self._child is None:
-            if self._mounts and self._down_since_ms is not None and self._may_start():
-                self._start()
+            if not self._mounts or self._given_up or not self._may_start():
+                return
+            self._start()
+            if self._child is not None and self._down_since_ms is not None:
                 self._pending.append(Lost(at_ms=now_ms, reason="holder_stalled", since_ms=self._down_since_ms, until_ms=now_ms))
                 self._down_since_ms = None
             return
         silent_s = time.monotonic() - self._heard
         if self._child.poll() is not None or silent_s > STALL_S:
+            self._receive(now_ms)  # its last words
             self._end()
             self._down_since_ms = now_ms - int(silent_s * 1000)
             self.check(now_ms)
@@ -103,10 +109,12 @@ class Holder:
 
     def coverage(self, now_ms: int) -> Coverage:
         """Whether writers on media are held while they are looked at."""
-        down = bool(self._mounts) and self._child is None
+        down = bool(self._mounts) and self._child is None and not self._given_up
         why = "; ".join(f"{path_text(raw)}: opens can't be held ({said})" for raw, said in sorted(self._refused.items()))
         if down:
             why = "the process that holds opens does not run" + (f"; {why}" if why else "")
+        if self._given_up:
+            why = f"this kernel has no permission events ({self._given_up}); writers are looked at after the fact"
         ok = not why
         return Coverage(
             at_ms=now_ms,
@@ -130,15 +138,29 @@ class Holder:
         return len(self._starts) < RESTARTS
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        here = Path(__file__).parent
-        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(here.parent), str(here), str(theirs.fileno()), str(os.getpid())]
-        with theirs:
-            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd="/", env={})
-        ours.setblocking(False)
-        self._socket = ours
         self._heard = time.monotonic()
         self._starts.append(self._heard)
+        here = Path(__file__).parent
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            theirs.setblocking(False)
+            with contextlib.suppress(PermissionError):
+                theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SNDBUF_BYTES)  # beyond net.core.wmem_max
+            arguments = [str(here.parent), str(here), str(theirs.fileno()), str(os.getpid())]
+            try:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _BOOT, *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    cwd="/",
+                    env={},
+                    process_group=0,  # Ctrl+C is for the agent, which then ends it
+                )
+            except OSError:
+                ours.close()  # no memory, no processes left: `check` tries again
+                return
+        self._socket = ours
         for raw in self._mounts:
             self._tell("watch", raw)
 
@@ -177,6 +199,8 @@ class Holder:
     def _understand(self, said: tuple[Any, ...], now_ms: int) -> None:
         if said[0] == "seen":
             self._pending += [ProcSeen(at_ms=now_ms, process=process(look)) for look in said[1]]
+        elif said[0] == "refused":
+            self._given_up = os.strerror(said[1])
         elif said[0] == "watched" and said[2] and said[1] in self._mounts:
             self._refused[said[1]] = os.strerror(said[2])
         elif said[0] == "ping" and said[1]:
@@ -188,11 +212,11 @@ class Holder:
 
 def process(look: tuple[Any, ...]) -> Process:
     """What the small process tells of one look, as a fact's Process; names of users are for others to add."""
-    stat, uid, loginuid, session, exe, argv, pipes, files = look
+    pid, start, ppid, uid, loginuid, session, exe, argv, pipes, files = look
     return Process(
-        pid=stat[0],
-        start=stat[7],
-        ppid=stat[3],
+        pid=pid,
+        start=start,
+        ppid=ppid,
         uid=uid,
         loginuid=loginuid,
         session=str(session) if session is not None else "",

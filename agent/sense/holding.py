@@ -11,17 +11,15 @@ the agent then reads its /proc a little later (99 % of the time early enough), s
 that lives less than a millisecond in that fifth of a second.
 
 Spoken with the parent over a SOCK_SEQPACKET pair, one marshalled tuple a message. From it: ("watch", mount),
-("unwatch", mount). To it: ("ping", lost), ("seen", [looks]), ("watched", mount, errno or 0).
+("unwatch", mount). To it: ("ping", lost), ("seen", [looks]), ("watched", mount, errno or 0), or at the start ("refused",
+errno) where the kernel has no permission events.
 """
 
 import errno
 import marshal
 import os
 import select
-import signal
-import socket
 import time
-from typing import Any
 
 from agent.sense import kernel, procfs
 
@@ -32,14 +30,18 @@ PING_S = 0.5
 _GROUP_MAX = 16
 _KNOWN_MAX = 4096
 _MARK = kernel.FAN_MARK_FILESYSTEM
-Seen = tuple[Any, ...]
-"""A `procfs.Look` as plain tuples, for marshal"""
+_SIGKILL = 9
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing, like socket and signal, costs half a megabyte each
+    from typing import Any
+
+    Seen = tuple[Any, ...]
 
 
 class Holding:
-    """The permission group and what is remembered of pids. `socket` leads to the agent."""
+    """The permission group and what is remembered of pids. `to_agent` is the socket's descriptor, non-blocking."""
 
-    def __init__(self, to_agent: socket.socket) -> None:
+    def __init__(self, to_agent: int) -> None:
         self._agent = to_agent
         flags = kernel.FAN_CLASS_CONTENT | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
         self._group = kernel.fanotify_init(flags | kernel.FAN_UNLIMITED_QUEUE | kernel.FAN_UNLIMITED_MARKS)
@@ -47,7 +49,6 @@ class Holding:
         self._looked: dict[int, float] = {}
         self._holds: dict[int, tuple[float, int]] = {}
         self._suspended_until = 0.0
-        self._unsent: list[bytes] = []
         self._lost = 0
         self._own = (os.getpid(), os.getppid())
 
@@ -63,7 +64,7 @@ class Holding:
             ready = dict(poll.poll(max(0.0, wait_until - now) * 1000))
             if self._group in ready:
                 self._answer()
-            if self._agent.fileno() in ready and not self._obey():
+            if self._agent in ready and not self._obey():
                 return
             now = time.monotonic()
             if self._suspended_until and now >= self._suspended_until:
@@ -74,32 +75,36 @@ class Holding:
                     self._lost = 0
 
     def _answer(self) -> None:
-        """Look, allow, close: for each event, in this order; what was learned is sent after all of them are free."""
+        """For each event: look, send what was learned, close, allow.
+
+        Sent before it is allowed (about 10 us), so that the agent finds it before the kernel tells of the file that is opened.
+        Closed before it is allowed, so that the medium is not busy when a quick opener is done and unmounts it: the kernel
+        knows an answer by the descriptor's number alone.
+        """
         try:
             buffer = os.read(self._group, 8192)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EINTR):
-                self._lost += 1  # the file could not be opened for us: the kernel has denied nothing, only not told us
+                self._lost += 1  # the file could not be opened for us (EIO: a stick pulled out); its opener was refused, too
             return
-        learned: list[Seen] = []
         offset = 0
-        now = time.monotonic()
         while offset + kernel.EVENT_METADATA.size <= len(buffer):
             length, _, _, _, _, fd, pid = kernel.EVENT_METADATA.unpack_from(buffer, offset)
             offset += length
             if fd == kernel.FAN_NOFD:
                 continue
+            now = time.monotonic()
             try:
                 if pid not in self._own and now - self._looked.get(pid, 0.0) >= REMEMBER_S:
-                    learned += self._look(pid, now)
+                    learned = self._look(pid, now)
+                    if learned:
+                        self._send(("seen", learned))
             finally:
-                os.write(self._group, kernel.FAN_RESPONSE.pack(fd, kernel.FAN_ALLOW))
                 os.close(fd)
+                os.write(self._group, kernel.FAN_RESPONSE.pack(fd, kernel.FAN_ALLOW))
             self._count(pid, now)
-        if learned:
-            self._send(("seen", learned))
 
-    def _look(self, pid: int, now: float) -> list[Seen]:
+    def _look(self, pid: int, now: float) -> "list[Seen]":
         """The opener, and the pipes of its parent, siblings and children in the same process group."""
         if len(self._looked) >= _KNOWN_MAX:
             self._looked.clear()
@@ -153,7 +158,7 @@ class Holding:
 
     def _obey(self) -> bool:
         try:
-            message = self._agent.recv(65536)
+            message = os.read(self._agent, 65536)
         except (BlockingIOError, InterruptedError):
             return True
         if not message:
@@ -170,26 +175,29 @@ class Holding:
             del self._mounts[mount]
         return True
 
-    def _send(self, message: tuple[Any, ...]) -> bool:
+    def _send(self, message: "tuple[Any, ...]") -> bool:
         try:
-            self._agent.send(marshal.dumps(message))
+            os.write(self._agent, marshal.dumps(message))
         except OSError:
             self._lost += message[0] == "seen"
             return False
         return True
 
 
-def plain(look: procfs.Look) -> Seen:
-    """A look without named tuples, which marshal does not know."""
-    return (tuple(look.stat), *look[1:7], [tuple(file) for file in look.files])
+def plain(look: procfs.Look) -> "Seen":
+    """A look as marshal can carry it: (pid, start, ppid, uid, loginuid, session, exe, argv, pipes, files)."""
+    stat = look.stat
+    return (stat.pid, stat.start, stat.ppid, look.uid, look.loginuid, look.session, look.exe, look.argv, look.pipes, look.files)
 
 
-def main(fd: int, agent_pid: int) -> None:
+def main(to_agent: int, agent_pid: int) -> None:
     """Run on an inherited socket until the agent is gone."""
-    kernel.die_with_parent(signal.SIGKILL)
+    kernel.die_with_parent(_SIGKILL)
     if os.getppid() != agent_pid:
         return  # it ended before the line above
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the agent, which then ends us
-    to_agent = socket.socket(fileno=fd)
-    to_agent.setblocking(False)
-    Holding(to_agent).run()
+    try:
+        holding = Holding(to_agent)
+    except OSError as error:
+        os.write(to_agent, marshal.dumps(("refused", error.errno)))
+        return
+    holding.run()

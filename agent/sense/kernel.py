@@ -51,6 +51,7 @@ IN_ONLYDIR, IN_DONT_FOLLOW, IN_ISDIR = 0x01000000, 0x02000000, 0x40000000
 _INOTIFY_EVENT = struct.Struct("=iIII")  # wd mask cookie len
 
 AT_FDCWD, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH = -100, 0x400, 0x1000
+AT_HANDLE_FID = 0x200  # Linux 6.5: a handle to compare with, from file systems that can't open by handle (overlay, exfat)
 NO_HANDLES = (errno.EXDEV, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW)
 """What fanotify_mark and name_to_handle_at say where file handles are of no use: exfat, FUSE, overlay, btrfs subvolumes."""
 
@@ -82,9 +83,12 @@ def _checked(result: int, path: bytes | None = None) -> int:
     return result
 
 
-def fanotify_init(flags: int, event_f_flags: int = os.O_RDONLY | os.O_CLOEXEC) -> int:
-    """A new notification group's descriptor. EPERM without CAP_SYS_ADMIN, EINVAL where the kernel lacks a flag."""
-    return _checked(_libc.fanotify_init(flags, event_f_flags | getattr(os, "O_LARGEFILE", 0)))
+def fanotify_init(flags: int) -> int:
+    """A new notification group's descriptor. EPERM without CAP_SYS_ADMIN, EINVAL where the kernel lacks a flag.
+
+    Files are opened for the group, where they are, with O_NONBLOCK: opening a FIFO would else wait for its writer.
+    """
+    return _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_LARGEFILE | os.O_NONBLOCK))
 
 
 def fanotify_mark(group: int, flags: int, mask: int, path: bytes | None, dir_fd: int = AT_FDCWD) -> None:
@@ -99,6 +103,16 @@ def name_to_handle_at(path: bytes, flags: int = 0, dir_fd: int = AT_FDCWD) -> by
     _checked(_libc.name_to_handle_at(dir_fd, path, handle, ctypes.byref(mount_id), flags), path)
     size, _ = _HANDLE.unpack_from(handle.raw)
     return handle.raw[: _HANDLE.size + size]
+
+
+def identity_handle(path: bytes, flags: int = 0, dir_fd: int = AT_FDCWD) -> bytes:
+    """`name_to_handle_at`, or where that is refused the handle that fanotify tells nevertheless (Linux 6.5)."""
+    try:
+        return name_to_handle_at(path, flags, dir_fd)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return name_to_handle_at(path, flags | AT_HANDLE_FID, dir_fd)
 
 
 def open_by_handle_at(mount_fd: int, handle: bytes, flags: int = os.O_PATH) -> int:
@@ -122,9 +136,9 @@ def file_key(path: bytes, follow: bool = False) -> bytes:
     try:
         system = fsid(path) if follow or not stat.S_ISLNK(found.st_mode) else fsid(path.rpartition(b"/")[0] or b"/")
         if any(system):
-            return system + name_to_handle_at(path, AT_SYMLINK_FOLLOW if follow else 0)
+            return system + identity_handle(path, AT_SYMLINK_FOLLOW if follow else 0)
     except OSError as error:
-        if error.errno not in NO_HANDLES:
+        if error.errno not in (*NO_HANDLES, errno.EINVAL):  # EINVAL: AT_HANDLE_FID is not known before Linux 6.5
             raise
     return struct.pack("=QQ", found.st_dev, found.st_ino)
 

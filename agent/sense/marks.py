@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.contract.event import path_bytes, path_text
+from agent.contract.event import path_text
 from agent.sense import SensorError, kernel
 
 _DIRS = kernel.FAN_ONDIR | kernel.FAN_EVENT_ON_CHILD
@@ -34,7 +34,10 @@ Seen = tuple[bytes, os.stat_result]
 
 @dataclass
 class Root:
-    """A watched tree or medium. `way`: "directories", "filesystem", or "descriptors" (finished writes only)."""
+    """A watched tree or medium. `way`: "directories", "filesystem", or "descriptors" (finished writes only).
+
+    `opaque`: its handles can't be opened (overlay), so the path of each marked directory is kept.
+    """
 
     path: bytes
     dev: int
@@ -42,6 +45,7 @@ class Root:
     fsid: bytes
     medium: bool
     way: str = "directories"
+    opaque: bool = False
 
     @property
     def mask(self) -> int:
@@ -54,13 +58,17 @@ class Root:
 
 
 class Marks:
-    """The marks of two groups: `group` tells handles and names, `plain` descriptors. `count` is of marks put and not taken."""
+    """The marks of two groups: `group` tells handles and names, `plain` descriptors. `count` is of marks put and not taken.
+
+    `kept`: fsid and handle of a directory → its path, where the kernel will not tell the path (`Root.opaque`).
+    """
 
     def __init__(self, group: int, plain: int) -> None:
         self._group, self._plain = group, plain
         self.roots: dict[bytes, Root] = {}
         self.count = 0
         self.cut: set[bytes] = set()
+        self.kept: dict[bytes, bytes] = {}
         self._linked: set[bytes] = set()
 
     def add_tree(self, path: str) -> None:
@@ -76,8 +84,8 @@ class Marks:
         self.roots[root.path] = root
 
     def add_medium(self, mount: str, alone: bool) -> None:
-        """Mark a medium: its file system if that is its own, else each directory. `mount` as in facts. Raises SensorError."""
-        root = _root(path_bytes(mount), medium=True)
+        """Mark a medium: its file system if that is its own, else each directory. Raises SensorError."""
+        root = _root(os.fsencode(mount), medium=True)
         known = self.roots.get(root.path)
         if known and (known.dev, known.ino) == (root.dev, root.ino):
             return
@@ -113,6 +121,12 @@ class Marks:
         except OSError:
             return root  # gone, and its marks with it
         return root
+
+    def renamed(self, old: bytes, new: bytes) -> None:
+        """A directory has another path now, and so has all below it."""
+        for handle, path in self.kept.items():
+            if path == old or path.startswith(old + b"/"):
+                self.kept[handle] = new + path[len(old) :]
 
     def root_of(self, path: bytes) -> Root | None:
         """The innermost root over a path."""
@@ -184,6 +198,8 @@ class Marks:
             if root.way == "directories":
                 action = kernel.FAN_MARK_REMOVE if remove else kernel.FAN_MARK_ADD
                 kernel.fanotify_mark(self._group, action | kernel.FAN_MARK_ONLYDIR, root.mask, None, fd)
+            if root.opaque and not remove:
+                self.kept[root.fsid + kernel.identity_handle(b"", kernel.AT_EMPTY_PATH, fd)] = folder
             below: list[bytes] = []
             files: list[Seen] = []
             with os.scandir(fd) as entries:
@@ -224,8 +240,8 @@ def system_devices() -> set[int]:
 
 
 def alone(mount: str) -> bool:
-    """Whether the file system at `mount` (text as in facts) is not one that carries the system, and starts at that path."""
-    raw = path_bytes(mount)
+    """Whether the file system at `mount` is not one that carries the system, and starts at that path."""
+    raw = os.fsencode(mount)
     try:
         return os.stat(raw).st_dev not in system_devices() and os.path.ismount(raw)
     except OSError:
@@ -246,4 +262,20 @@ def _root(path: bytes, medium: bool) -> Root:
         raise SensorError(f"{path_text(path)}: {error.strerror}; it will be watched as soon as it is there") from None
     if not stat.S_ISDIR(found.st_mode):
         raise SensorError(f"{path_text(path)}: is not a directory; only directories can be watched")
-    return Root(raw, found.st_dev, found.st_ino, system, medium)
+    return Root(raw, found.st_dev, found.st_ino, system, medium, opaque=_opaque(raw))
+
+
+def _opaque(path: bytes) -> bool:
+    """Whether handles there can't be turned into paths."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        os.close(kernel.open_by_handle_at(fd, kernel.name_to_handle_at(path)))
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)

@@ -18,15 +18,15 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from agent.contract.event import path_bytes, path_text
+from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Mounted, Unmounted
 from agent.sense import SensorError
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
-_KERNEL_ONLY = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs "
-    "proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs".split()  # noqa: SIM905
-)
+_KERNEL_ONLY = {
+    *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs", "fusectl"),
+    *("hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"),
+}
 _LABEL = (b"E:ID_FS_UUID=", b"E:ID_FS_LABEL=")
 _LABEL_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -108,8 +108,8 @@ class Mounts:
         yield from self._differ(namespace, block, now_ms)
 
     def mount_at(self, path: str) -> tuple[str, bool] | None:
-        """(file system, read-only) if one is mounted right at `path`, text as in facts; else None. Looks anew."""
-        raw = os.path.realpath(path_bytes(path))
+        """(file system, read-only) if one is mounted right at `path`; else None. Looks anew."""
+        raw = os.path.realpath(os.fsencode(path))
         here = [mount for mount in parse(self._read()) if mount.mount == raw]
         return (here[-1].fs, here[-1].read_only) if here else None
 

@@ -14,8 +14,12 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Lost, OpenFile, Parent, Process, ProcGone
@@ -25,12 +29,13 @@ from agent.sense.passwd import Passwd
 NETLINK_CONNECTOR, CN_IDX_PROC, CN_VAL_PROC = 11, 1, 1
 PROC_CN_MCAST_LISTEN = 1
 PROC_EVENT_FORK, PROC_EVENT_EXEC, PROC_EVENT_UID, PROC_EVENT_SID = 0x1, 0x2, 0x4, 0x80
+_ALTERS = (PROC_EVENT_EXEC, PROC_EVENT_UID, PROC_EVENT_SID)
 _EVENTS = PROC_EVENT_FORK | PROC_EVENT_EXEC | PROC_EVENT_UID | PROC_EVENT_SID
 _SO_RCVBUFFORCE = 33
 _RCVBUF_BYTES = 8 << 20
 _NLMSGHDR = struct.Struct("=IHHII")  # len type flags seq pid
 _CN_MSG = struct.Struct("=IIIIHH")  # idx val seq ack len flags
-_PROC_EVENT = struct.Struct("=I12x4xIII")  # what (cpu timestamp_ns, pid) tgid and two more, as follows
+_PROC_EVENT = struct.Struct("=I4xQ4xIII")  # what (cpu) timestamp_ns (pid) tgid and two more, as follows
 # FORK: parent tgid, child pid, child tgid. UID: tgid, ruid, euid. EXEC, SID: tgid
 _AT = _NLMSGHDR.size + _CN_MSG.size
 _TABLE_MAX = 32768
@@ -57,6 +62,14 @@ class _Entry:
         self.ppid, self.identity, self.execed = ppid, identity, execed
 
 
+class _Looked(NamedTuple):
+    """A look at a process: by the daemon's clock, and by CLOCK_MONOTONIC, which the proc connector's events carry."""
+
+    at_ms: int
+    at_ns: int
+    process: Process
+
+
 class Processes:
     """A Sensor without a descriptor. `run` is where logind keeps its sessions."""
 
@@ -66,7 +79,7 @@ class Processes:
         self._buffer = bytearray(4096)
         self._table: dict[int, _Entry] = {}
         self._ended: dict[int, _Entry] = {}
-        self._looked: dict[int, tuple[int, Process]] = {}
+        self._looked: dict[int, _Looked] = {}
         self._gone: dict[int, int] = {}
         self._stale: set[int] = set()
         self._sessions: dict[str, str] = {}
@@ -97,32 +110,41 @@ class Processes:
     def look(self, pid: int, now_ms: int) -> Process:
         """What is known of a process: "exact" if it lives or was looked at while it did, "cached", or "unknown"."""
         known = self._looked.get(pid)
+        at_ns = time.monotonic_ns()
         stat = procfs.stat(pid)
         if stat is not None and stat.state != b"Z":
-            same = known is not None and known[1].start == stat.start
-            if known and same and pid not in self._stale and now_ms - known[0] < _FRESH_MS:
-                return known[1]
+            same = known is not None and known.process.start == stat.start
+            # no argv: it was looked at in the middle of its exec
+            if known and same and known.process.argv and pid not in self._stale and now_ms - known.at_ms < _FRESH_MS:
+                return known.process
             found = procfs.look(pid)
             if found is not None and found.exe:
                 process = self._process(found)
                 if known and same:
-                    _add(process, known[1])
-                return self._remember(process, now_ms)
+                    _add(process, known.process)
+                return self._remember(process, now_ms, at_ns)
         self._take(now_ms)
         known = self._looked.get(pid)  # the table may just have learnt that the pid has a new owner
-        if known and (stat is None or stat.start == known[1].start):
-            return known[1]
+        if known and (stat is None or stat.start == known.process.start):
+            if pid in self._stale and known.process.known == "exact":  # it became another program that nobody saw
+                known = known._replace(process=msgspec.structs.replace(known.process, known="cached"))
+                self._looked[pid] = known
+            return known.process
         return self._cached(pid, stat)
 
     def learn(self, process: Process, now_ms: int) -> Process:
         """Take in what the holder saw; returns it with names, session and parents added."""
+        self._take(now_ms)
         self._name(process)
         if not process.parents:
             process.parents = self._parents(process.ppid)
         known = self._looked.get(process.pid)
-        if known and known[1].start == process.start:
-            _add(process, known[1])
-        return self._remember(process, now_ms)
+        if known and known.process.start == process.start:
+            _add(process, known.process)
+        self._remember(process, now_ms, time.monotonic_ns())
+        if [_text(argument) for argument in procfs.argv(process.pid)] not in ([], process.argv):
+            self._stale.add(process.pid)  # a shell's child that was held at a redirection, and has execed since
+        return process
 
     def coverage(self, now_ms: int) -> Coverage:
         """Whether the proc connector can be heard."""
@@ -159,7 +181,7 @@ class Processes:
                 break
             if size < _AT + _PROC_EVENT.size:
                 continue
-            what, tgid, child, child_tgid = unpack(buffer, _AT)
+            what, at_ns, tgid, child, child_tgid = unpack(buffer, _AT)
             if what == PROC_EVENT_FORK:
                 if child != child_tgid:
                     continue  # a thread
@@ -171,12 +193,14 @@ class Processes:
                     del looked[child]
                     self._gone.pop(child, None)
                 continue
+            if what not in _ALTERS:
+                continue  # before Linux 6.6 every kind of event comes
             entry = table.get(tgid)
             if entry is None:
                 entry = table[tgid] = _Entry(0, _NOBODY, True)
             if what == PROC_EVENT_EXEC:
                 entry.execed = True
-                if tgid in looked:
+                if tgid in looked and at_ns > looked[tgid].at_ns:
                     stale.add(tgid)
                 if entry.identity[1] is not None:
                     continue  # a loginuid, once set, does not change in the ordinary way
@@ -221,26 +245,26 @@ class Processes:
             del self._table[pid]
 
     def _ends(self, now_ms: int) -> Iterator[Fact]:
-        for pid, (_, process) in list(self._looked.items()):
+        for pid, looked in list(self._looked.items()):
             if pid in self._gone:
                 if now_ms - self._gone[pid] > _REMEMBER_MS:
                     del self._looked[pid], self._gone[pid]
                 continue
             stat = procfs.stat(pid)
-            if stat is None or stat.start != process.start:
+            if stat is None or stat.start != looked.process.start:
                 self._gone[pid] = now_ms
                 self._stale.discard(pid)
-                yield ProcGone(at_ms=now_ms, pid=pid, start=process.start)
+                yield ProcGone(at_ms=now_ms, pid=pid, start=looked.process.start)
 
     # -- one process --------------------------------------------------------------------------------------------------
 
-    def _remember(self, process: Process, now_ms: int) -> Process:
+    def _remember(self, process: Process, now_ms: int, at_ns: int) -> Process:
         if len(self._looked) >= _LOOKED_MAX:
             for pid in list(self._looked)[: _LOOKED_MAX // 4]:
                 del self._looked[pid]
                 self._gone.pop(pid, None)
         self._looked.pop(process.pid, None)  # so that the order is that of the last look
-        self._looked[process.pid] = now_ms, process
+        self._looked[process.pid] = _Looked(now_ms, at_ns, process)
         self._gone.pop(process.pid, None)
         self._stale.discard(process.pid)
         return process
@@ -258,7 +282,7 @@ class Processes:
             exe=path_text(look.exe),
             argv=[_text(argument) for argument in look.argv],
             pipes=look.pipes,
-            files=[OpenFile(path=path_text(file.path), size=file.size, key=file.key) for file in look.files],
+            files=[OpenFile(path=path_text(path), size=size, key=key) for path, size, key in look.files],
             parents=self._parents(stat.ppid),
         )
         self._name(process)
@@ -269,6 +293,8 @@ class Processes:
         if entry is None or entry.identity is _NOBODY:
             return Process(pid=pid, start=stat.start if stat else 0, known="unknown")
         uid, loginuid, session, exe, argv = entry.identity
+        if loginuid is None:  # a login that happened since the last drain: the parent may live and have it
+            loginuid, session = procfs.number(f"/proc/{entry.ppid}/loginuid"), procfs.number(f"/proc/{entry.ppid}/sessionid")
         process = Process(
             pid=pid,
             start=stat.start if stat else 0,
@@ -295,8 +321,8 @@ class Processes:
             looked = self._looked.get(pid)
             entry = self._table.get(pid) or self._ended.get(pid)
             if looked is not None:
-                chain.append(Parent(pid=pid, start=looked[1].start, exe=looked[1].exe))
-                pid = looked[1].ppid
+                chain.append(Parent(pid=pid, start=looked.process.start, exe=looked.process.exe))
+                pid = looked.process.ppid
             elif entry is not None:
                 chain.append(Parent(pid=pid, exe="" if entry.execed else path_text(entry.identity[3])))
                 pid = entry.ppid

@@ -3,12 +3,12 @@
 """What /proc says of one process, now: proc(5).
 
 Owns: reading and parsing the files under /proc/PID; each function answers None or empty when the process is gone or hides
-it. Must not know: facts, caches, names of users. Standard library only, because `holding.py` does its work while somebody
-is being kept waiting. A process is read in the order in which its things vanish: argv and exe go first, at exit.
+it. Must not know: facts, caches, names of users. `holding.py` works with it while somebody is kept waiting, in a process
+that must stay small: nothing of the standard library that is not tiny. A process is read in the order in which its things
+vanish: argv and exe go first, at exit.
 """
 
 import os
-from typing import NamedTuple
 
 from agent.sense import kernel
 
@@ -17,38 +17,32 @@ _ARGV_BYTES = 16384
 UNSET = 4294967295
 
 
-class Stat(NamedTuple):
+HeldFile = tuple[bytes, int, bytes]
+"""A regular file a process has open: its path now, size in bytes, key as `kernel.file_key`"""
+
+
+class Stat:
     """A part of /proc/PID/stat. `start`: clock ticks since boot; `tty`: device number, 0 if none."""
 
-    pid: int
-    comm: bytes
-    state: bytes
-    ppid: int
-    pgrp: int
-    session: int
-    tty: int
-    start: int
+    __slots__ = ("comm", "pgrp", "pid", "ppid", "session", "start", "state", "tty")
+
+    def __init__(self, pid: int, comm: bytes, fields: list[bytes]) -> None:
+        self.pid, self.comm, self.state = pid, comm, fields[0]
+        self.ppid, self.pgrp, self.session, self.tty = int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4])
+        self.start = int(fields[19])
 
 
-class HeldFile(NamedTuple):
-    """A regular file a process has open: its path now, size in bytes, key as `kernel.file_key`."""
-
-    path: bytes
-    size: int
-    key: bytes
-
-
-class Look(NamedTuple):
+class Look:
     """All that is read of a process at once. Numbers are None, the rest is empty, where /proc did not say."""
 
-    stat: Stat
-    uid: int | None
-    loginuid: int | None
-    session: int | None
-    exe: bytes
-    argv: list[bytes]
-    pipes: list[int]
-    files: list[HeldFile]
+    __slots__ = ("argv", "exe", "files", "loginuid", "pipes", "session", "stat", "uid")
+
+    def __init__(self, stat: Stat, exe: bytes, argv: list[bytes], descriptors: int) -> None:
+        base = f"/proc/{stat.pid}"
+        self.stat, self.exe, self.argv = stat, exe, argv
+        self.loginuid, self.session = number(f"{base}/loginuid"), number(f"{base}/sessionid")
+        self.uid = uid(stat.pid)
+        self.pipes, self.files = held(stat.pid, descriptors)
 
 
 def parse_stat(raw: bytes) -> Stat | None:
@@ -58,8 +52,7 @@ def parse_stat(raw: bytes) -> Stat | None:
     if opening < 0 or closing < opening or len(fields) < 20:
         return None
     try:
-        pid, ppid, pgrp, session, tty = int(raw[:opening]), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4])
-        return Stat(pid, raw[opening + 1 : closing], fields[0], ppid, pgrp, session, tty, int(fields[19]))
+        return Stat(int(raw[:opening]), raw[opening + 1 : closing], fields)
     except ValueError:
         return None
 
@@ -133,7 +126,7 @@ def held(pid: int, most: int, want_files: bool = True) -> tuple[list[int], list[
                 found = os.stat(f"{base}/{fd}")
                 if (found.st_mode & 0o170000) == 0o100000:
                     key = kernel.file_key(f"{base}/{fd}".encode(), follow=True)
-                    files.append(HeldFile(target, found.st_size, key))
+                    files.append((target, found.st_size, key))
             except OSError:
                 continue  # closed meanwhile
     return list(dict.fromkeys(pipes)), files
@@ -149,8 +142,5 @@ def look(pid: int, descriptors: int = 64) -> Look | None:
     seen = stat(pid)
     if seen is None:
         return None
-    base = f"/proc/{pid}"
-    arguments, exe = argv(pid), link(f"{base}/exe")
-    loginuid, session, user = number(f"{base}/loginuid"), number(f"{base}/sessionid"), uid(pid)
-    pipes, files = held(pid, descriptors)
-    return Look(seen, user, loginuid, session, exe, arguments, pipes, files)
+    arguments, exe = argv(pid), link(f"/proc/{pid}/exe")
+    return Look(seen, exe, arguments, descriptors)

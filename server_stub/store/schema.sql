@@ -9,7 +9,7 @@ CREATE TABLE events (
     agent TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
     uid TEXT, time INTEGER NOT NULL, received_at INTEGER NOT NULL,
     code TEXT, severity INTEGER NOT NULL,
-    host TEXT, user TEXT, medium TEXT, serial TEXT, label TEXT, way TEXT, program TEXT, bytes INTEGER,
+    machine TEXT, host TEXT, user TEXT, medium TEXT, serial TEXT, label TEXT, way TEXT, program TEXT, bytes INTEGER,
     leaf BLOB NOT NULL, hash BLOB NOT NULL, raw BLOB NOT NULL
 );
 CREATE UNIQUE INDEX events_chain ON events (agent, epoch, seq);

@@ -17,10 +17,8 @@ from server_stub.intake import Known, Row
 from server_stub.store import StoreError
 
 VERSION = 1
-_COLUMNS = (
-    "agent, epoch, seq, uid, time, code, severity, host, user, medium, serial, label, way, program, bytes, leaf, hash, raw"
-)
-_INSERT = f"INSERT INTO events (pos, received_at, {_COLUMNS}) VALUES ({', '.join('?' * 20)})"  # noqa: S608 - constants
+_COLUMNS = ", ".join(("pos", "received_at", *Row._fields))
+_INSERT = f"INSERT INTO events ({_COLUMNS}) VALUES ({', '.join('?' * (2 + len(Row._fields)))})"  # noqa: S608 - constants
 
 
 @contextmanager

@@ -74,7 +74,11 @@ class Qmp:
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(30)
-        self.sock.connect(str(path))
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
         self.stream = self.sock.makefile("rw")
         self.events: list[Json] = []
         self._read()  # greeting
@@ -112,6 +116,7 @@ class Qmp:
         self.events.clear()
 
     def close(self) -> None:
+        self.stream.close()
         self.sock.close()
 
 
@@ -120,7 +125,11 @@ class Channel:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(str(path))
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
         self.ids = itertools.count(int(time.time() * 1000))  # no clash with an earlier connection's
         self.waiting: dict[int, Future[tuple[Json, bytes]]] = {}
         self.lock = threading.Lock()

@@ -1,0 +1,428 @@
+"""The one room that knows OCSF's shape (schema 1.8.0): from what the core decided to `contract.event.Event`.
+
+Question: how is it said? Owns: which attribute carries what, profiles, the English titles of findings and messages, and
+privacy in writing: of unprotected files only extension and size, and no command line, which would name them. Must not
+know why something happened or what came before it. Parts that many events share (host, product, process, login) are
+encoded once: a storm of 50,000 copies is 50,000 small Structs around the same bytes.
+
+`actor.user` is the login user. If the kernel has none, no user is named: then `actor.process`, at least `actor.app_name`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from agent.contract.codes import CODES, COPY_LIMIT, INFO, OCSF_VERSION, PRODUCT, Attribution, Code
+from agent.contract.event import (
+    DestInfo,
+    Event,
+    LimitInfo,
+    LoginInfo,
+    LostInfo,
+    MediumInfo,
+    Metadata,
+    ParentInfo,
+    ProcessInfo,
+    ProtectedInfo,
+    Sekisho,
+    SourceInfo,
+    Unmapped,
+)
+from agent.core import facts
+from agent.core.history import Summary
+from agent.core.joins import Arrival, Left
+from agent.core.limits import Passed
+from agent.core.media import Medium, Mount
+from agent.core.people import Entry
+from agent.core.policy import Raise
+from agent.core.register import Verdict
+
+TITLES = {
+    "medium.unapproved": "Medium without a valid approval connected",
+    "medium.unapproved/copied": "Protected data copied to a medium without a valid approval",
+    "copy": "More protected data carried out than a limit allows",
+}
+"""Titles of findings: short, English, never with names in them."""
+
+_PERIPHERAL_TYPES = {"storage": 1, "reader": 1, "optical": 1, "keyboard": 2}
+_REGULAR, _FOLDER = 1, 2
+_REMOVABLE, _CD_ROM = 1, 4
+_FINDING_NEW = 1
+_RULE, _STATISTICAL = 1, 3
+_ENDPOINT, _IN_TRANSIT = 1, 2
+_HOST = ["host"]
+_MOST_CACHED = 256
+_encode = msgspec.json.encode
+
+
+class _Spoken:
+    """A process as JSON, in the forms that events need."""
+
+    __slots__ = ("actor", "login", "process", "process_bare")
+
+    def __init__(self, entry: Entry) -> None:
+        process = entry.process
+        name = process.exe.rpartition("/")[2]
+        actor: dict[str, Any] = {"process": {"pid": process.pid}}
+        if name:
+            actor["process"] |= {"name": name, "path": process.exe}
+        uid = entry.login_uid
+        self.login: Raw | UnsetType = UNSET
+        if uid is not None:
+            actor["user"] = _user(uid, process.login_user)
+            self.login = Raw(
+                _encode(
+                    LoginInfo(
+                        uid=uid,
+                        user=process.login_user or UNSET,
+                        session=process.session or UNSET,
+                        tty=process.tty or UNSET,
+                        remote=process.remote or UNSET,
+                    )
+                )
+            )
+        self.actor = Raw(_encode(actor))
+        bare = ProcessInfo(pid=process.pid, exe=process.exe or UNSET, start=process.start or UNSET)
+        self.process_bare = Raw(_encode(bare))
+        bare.argv = process.argv or UNSET
+        parents = [ParentInfo(pid=each.pid, exe=_spoken(each.exe)) for each in process.parents[:16]]
+        bare.parents = parents or UNSET
+        self.process = Raw(_encode(bare))
+
+
+def _spoken(text: str) -> str | UnsetType:
+    return text.encode("utf-8", "replace").decode() if text else UNSET
+
+
+def _user(uid: int, name: str) -> dict[str, str]:
+    return {"uid": str(uid), **({"name": name} if name else {})}
+
+
+class Writer:
+    """One method an event code. `offset_ms` is the distance to the collector's clock, once known."""
+
+    def __init__(self, agent: str, name: str, version: str, device_type: int, new_uid: Callable[[], str]) -> None:
+        self._new_uid = new_uid
+        self.offset_ms: int | None = None
+        host = {"type_id": device_type, "uid": agent} | ({"hostname": name} if name else {})
+        self._host = Raw(_encode(host))
+        product = {"name": PRODUCT, "vendor_name": PRODUCT, "version": version}
+        self._product = Raw(_encode(product))
+        self._nobody = Raw(_encode({"app_name": PRODUCT}))
+        self._media: dict[tuple[Medium, str, Verdict], MediumInfo] = {}
+
+    # -- media ---------------------------------------------------------------------------------------------------------
+
+    def attached(
+        self, medium: Medium, verdict: Verdict, severity: int, session: facts.Session, at_ms: int, cold: bool
+    ) -> Event:
+        """`medium.attached`."""
+        event = self._medium_event("medium.attached", medium, None, verdict, session, at_ms)
+        event.severity_id = severity
+        if cold:
+            event.unmapped.sekisho.detail = {"cold": True}
+        return event
+
+    def detached(self, medium: Medium, verdict: Verdict, session: facts.Session, at_ms: int) -> Event:
+        """`medium.detached`."""
+        return self._medium_event("medium.detached", medium, None, verdict, session, at_ms)
+
+    def mounted(self, mount: Mount, verdict: Verdict, session: facts.Session, at_ms: int) -> Event:
+        """`medium.mounted`."""
+        event = self._medium_event("medium.mounted", mount.medium, mount, verdict, session, at_ms)
+        if mount.cold:
+            event.unmapped.sekisho.detail = {"cold": True}
+        return event
+
+    def unmounted(self, mount: Mount, verdict: Verdict, session: facts.Session, at_ms: int) -> Event:
+        """`medium.unmounted`."""
+        return self._medium_event("medium.unmounted", mount.medium, mount, verdict, session, at_ms)
+
+    def _medium_event(
+        self, code: str, medium: Medium, mount: Mount | None, verdict: Verdict, session: facts.Session, at_ms: int
+    ) -> Event:
+        event = self._event(code, CODES[code], at_ms, self._about(medium, mount, verdict))
+        sekisho = event.unmapped.sekisho
+        event.device, event.actor, sekisho.attribution = self._host, self._nobody, "unknown"
+        if session.uid is not None:
+            user, name = _user(session.uid, session.user), session.session
+            event.actor, sekisho.attribution = Raw(_encode({"user": user})), "session"
+            sekisho.login = LoginInfo(uid=session.uid, user=session.user or UNSET, session=name or UNSET)
+        if mount is None:
+            event.peripheral_device = _peripheral(medium)
+        else:
+            event.file = _volume(mount) | {"name": _last(mount.mount) or "/", "path": mount.mount, "type_id": _FOLDER}
+        return event
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def copied_out(
+        self, arrival: Arrival, left: Left, protected: ProtectedInfo, entry: Entry | None, verdict: Verdict, severity: int
+    ) -> Event:
+        """`file.copied_out`: one source, one destination."""
+        read, mount = left.read, arrival.mount
+        path = _shown(mount, arrival.path)
+        sekisho = self._about(mount.medium, mount, verdict)
+        sekisho.protected = protected
+        sekisho.source = SourceInfo(
+            path=read.path,
+            size=UNSET if read.size is None else read.size,
+            inode=UNSET if read.inode is None else read.inode,
+            via=[read.via] if read.via else UNSET,
+        )
+        sekisho.dest = DestInfo(path=path, size=UNSET if arrival.size is None else arrival.size)
+        sekisho.bytes = UNSET if left.bytes is None else left.bytes
+        sekisho.way, sekisho.link, sekisho.confidence = "mount", left.link, left.confidence
+        event = self._event("file.copied_out", CODES["file.copied_out"], arrival.at_ms, sekisho)
+        event.severity_id = severity
+        self._by(event, entry, arrival.pid, True)
+        event.file = _volume(mount) | {"name": _last(path) or "?", "path": path}
+        event.file["type_id"] = _FOLDER if arrival.is_dir else _REGULAR
+        if arrival.size is not None:
+            event.file["size"] = arrival.size
+        return event
+
+    def written(self, arrival: Arrival, entry: Entry | None, verdict: Verdict, named: bool) -> Event:
+        """`file.written`: extension and size; name and place only if the site records names."""
+        path = _shown(arrival.mount, arrival.path)
+        ext = _extension(path)
+        sekisho = self._about(arrival.mount.medium, arrival.mount, verdict)
+        sekisho.dest = DestInfo(path=path if named else UNSET, size=UNSET if arrival.size is None else arrival.size)
+        sekisho.way = "mount"
+        event = self._event("file.written", CODES["file.written"], arrival.at_ms, sekisho)
+        self._by(event, entry, arrival.pid, named)
+        event.file = _volume(arrival.mount) | {"name": f"*.{ext}" if ext else "*", "type_id": _REGULAR}
+        if named:
+            event.file |= {"name": _last(path) or "?", "path": path}
+        if ext:
+            event.file["ext"] = ext
+        if arrival.size is not None:
+            event.file["size"] = arrival.size
+        return event
+
+    def history(self, summary: Summary, label: str, at_ms: int) -> Event:
+        """`file.history`: one person, program, directory and window."""
+        root = summary.whose.root
+        detail: dict[str, Any] = dict(summary.counts)
+        if summary.names:
+            detail["files"] = list(summary.names)
+        if summary.unnamed:
+            detail["not_named"] = summary.unnamed
+        sekisho = Sekisho(protected=ProtectedInfo(path=root, label=label), detail=detail)
+        event = self._event("file.history", CODES["file.history"], at_ms, sekisho)
+        entry = summary.entry
+        self._by(event, entry, entry.process.pid if entry is not None else 0, False)
+        event.file = {"name": _last(root) or "/", "path": root, "type_id": _FOLDER}
+        event.count = sum(summary.counts.values())
+        event.start_time, event.end_time = summary.since_ms, summary.until_ms
+        return event
+
+    # -- findings ------------------------------------------------------------------------------------------------------
+
+    def unapproved(
+        self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: Event, types: list[int], at_ms: int
+    ) -> Event:
+        """`medium.unapproved`; its actor is that of the event `by` that led to it. `types`: type_uid of each evidence."""
+        event = self._event("medium.unapproved", CODES["medium.unapproved"], at_ms, self._about(medium, mount, verdict))
+        sekisho, said = event.unmapped.sekisho, by.unmapped.sekisho
+        sekisho.login, sekisho.process, sekisho.attribution = said.login, said.process, said.attribution
+        event.device, event.actor, event.severity_id = self._host, by.actor, due.severity
+        title = TITLES["medium.unapproved/copied" if types[-1:] == [CODES["file.copied_out"].type_uid] else "medium.unapproved"]
+        related = [{"uid": uid, "type_uid": kind} for uid, kind in zip(due.events, types[-len(due.events) :], strict=False)]
+        self._finding(event, due.finding_uid, title, "medium.unapproved", _RULE, related)
+        if due.update:
+            event.activity_id, event.activity_name, event.type_uid = 2, "Update", event.class_uid * 100 + 2
+        return event
+
+    def limit_passed(self, passed: Passed, by: Event, at_ms: int) -> Event:
+        """`copy.<limit>`, on the evidence of the last events that count; `by` is the one that passed it."""
+        limit, said = passed.limit, by.unmapped.sekisho
+        sekisho = Sekisho(
+            medium=said.medium,
+            simulated=said.simulated,
+            login=said.login,
+            process=said.process,
+            attribution=said.attribution,
+            limit=LimitInfo(
+                name=limit.name,
+                window=limit.window_s,
+                bytes=passed.bytes,
+                files=passed.files,
+                of_bytes=limit.bytes or UNSET,
+                of_files=limit.files or UNSET,
+            ),
+        )
+        event = self._event(f"copy.{limit.name}", COPY_LIMIT, at_ms, sekisho)
+        event.device, event.actor = self._host, by.actor
+        related = [{"uid": uid, "type_uid": CODES["file.copied_out"].type_uid} for uid in passed.events]
+        self._finding(event, event.metadata.uid, TITLES["copy"], f"copy.{limit.name}", _STATISTICAL, related)
+        return event
+
+    @staticmethod
+    def _finding(event: Event, uid: str, title: str, rule: str, analytic: int, related: list[dict[str, Any]]) -> None:
+        event.status_id, event.is_alert = _FINDING_NEW, True
+        event.data_security = {
+            "data_lifecycle_state_id": _IN_TRANSIT,
+            "detection_system_id": _ENDPOINT,
+            "policy": {"name": rule},
+        }
+        event.finding_info = {"uid": uid, "title": title, "analytic": {"type_id": analytic, "name": rule}}
+        if related:
+            event.finding_info |= {"related_events": related, "related_events_count": len(related)}
+
+    # -- the agent itself ----------------------------------------------------------------------------------------------
+
+    def life(self, code: str, at_ms: int, detail: dict[str, Any]) -> Event:
+        """`agent.started`, `agent.stopped`, `agent.heartbeat`, `agent.config`."""
+        event = self._event(code, CODES[code], at_ms, Sekisho(detail=detail or UNSET))
+        event.metadata.profiles, event.device, event.app = _HOST, self._host, self._product
+        return event
+
+    def sensors(self, fact: facts.Coverage) -> Event:
+        """`agent.sensors`: what one sensor sees and does not."""
+        detail = {"sensor": fact.sensor, "ok": fact.ok, "sees": fact.sees, "blind": fact.blind}
+        said = "sees all it should" if fact.ok else f"does not see: {', '.join(fact.blind) or 'unknown'}"
+        event = self._error("agent.sensors", fact.at_ms, f"{fact.sensor} {said}{f' ({fact.why})' if fact.why else ''}", detail)
+        if fact.ok:
+            event.severity_id = INFO
+        return event
+
+    def gap(self, fact: facts.Lost) -> Event:
+        """`agent.gap`: what was lost."""
+        count = "an unknown number of" if fact.count is None else str(fact.count)
+        event = self._error("agent.gap", fact.at_ms, f"lost {count} records ({fact.reason})", {})
+        event.unmapped.sekisho.lost = LostInfo(
+            reason=fact.reason,
+            since=fact.since_ms,
+            until=fact.until_ms,
+            count=UNSET if fact.count is None else fact.count,
+            first_seq=UNSET if fact.first_seq is None else fact.first_seq,
+            last_seq=UNSET if fact.last_seq is None else fact.last_seq,
+        )
+        return event
+
+    def clock(self, fact: facts.Clock) -> Event:
+        """`agent.clock`: the wall clock jumped."""
+        return self._error("agent.clock", fact.at_ms, f"the clock jumped by {fact.jump_ms} ms", {"jump_ms": fact.jump_ms})
+
+    def tampered(self, fact: facts.Tampered) -> Event:
+        """`agent.tampered`: something of the agent's own was altered."""
+        return self._error("agent.tampered", fact.at_ms, f"altered: {fact.what}", {"what": fact.what} | fact.detail)
+
+    def _error(self, code: str, at_ms: int, message: str, detail: dict[str, Any]) -> Event:
+        event = self._event(code, CODES[code], at_ms, Sekisho(detail=_writable(detail) or UNSET))
+        event.metadata.profiles, event.device = _HOST, self._host
+        event.message = message.encode("utf-8", "replace").decode()
+        return event
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _event(self, code: str, row: Code, at_ms: int, sekisho: Sekisho) -> Event:
+        if self.offset_ms is not None:
+            sekisho.time_offset_ms = self.offset_ms
+        return Event(
+            class_uid=row.class_uid,
+            category_uid=row.class_uid // 1000,
+            activity_id=row.activity_id,
+            activity_name=row.activity_name,
+            type_uid=row.class_uid * 100 + row.activity_id,
+            severity_id=row.severity,
+            time=at_ms,
+            metadata=Metadata(version=OCSF_VERSION, product=self._product, uid=self._new_uid(), event_code=code),
+            unmapped=Unmapped(sekisho),
+        )
+
+    def _about(self, medium: Medium, mount: Mount | None, verdict: Verdict) -> Sekisho:
+        at = (medium, mount.mount if mount is not None else "", verdict)
+        info = self._media.get(at)
+        if info is None:
+            if len(self._media) >= _MOST_CACHED:
+                self._media.clear()
+            info = self._media[at] = _medium_info(medium, mount, verdict)
+        return Sekisho(medium=info, simulated=True if medium.simulated else UNSET)
+
+    def _by(self, event: Event, entry: Entry | None, pid: int, argv: bool) -> None:
+        """By whose hand. `argv`: with the command line, which may name any file."""
+        event.device = self._host
+        sekisho = event.unmapped.sekisho
+        if entry is None:
+            event.actor = Raw(_encode({"process": {"pid": pid}})) if pid > 0 else self._nobody
+            sekisho.attribution = "unknown"
+            if pid > 0:
+                sekisho.process = ProcessInfo(pid=pid)
+            return
+        spoken = entry.encoded
+        if not isinstance(spoken, _Spoken):
+            spoken = entry.encoded = _Spoken(entry)
+        attribution: Attribution = entry.attribution
+        event.actor, sekisho.login, sekisho.attribution = spoken.actor, spoken.login, attribution
+        sekisho.process = spoken.process if argv else spoken.process_bare
+
+
+def _medium_info(medium: Medium, mount: Mount | None, verdict: Verdict) -> MediumInfo:
+    info = MediumInfo(
+        key=medium.key,
+        kind=medium.kind,
+        bus=medium.bus or UNSET,
+        vendor=medium.vendor or UNSET,
+        model=medium.model or UNSET,
+        serial=medium.serial or UNSET,
+        vendor_id=medium.vendor_id or UNSET,
+        product_id=medium.product_id or UNSET,
+        interfaces=list(medium.interfaces) or UNSET,
+        decision=verdict.decision,
+        decision_reason=verdict.reason,
+        approval=_spoken(verdict.approval),
+    )
+    if medium.read_only:
+        info.read_only = True
+    if mount is not None:
+        info.fs, info.fs_uuid, info.label = mount.fs or UNSET, mount.fs_uuid or UNSET, mount.label or UNSET
+        info.mount, info.read_only = mount.mount, mount.read_only or medium.read_only
+    return info
+
+
+def _peripheral(medium: Medium) -> dict[str, Any]:
+    kind = _PERIPHERAL_TYPES.get(medium.kind, 99)
+    about: dict[str, Any] = {"name": medium.name, "uid": medium.key, "type_id": kind}
+    if kind == 99:
+        about["type"] = medium.kind.capitalize()
+    about |= {"model": medium.model} if medium.model else {}
+    about |= {"serial_number": medium.serial} if medium.serial else {}
+    about |= {"vendor_name": medium.vendor} if medium.vendor else {}
+    about |= {"vendor_id_list": [medium.vendor_id]} if medium.vendor_id else {}
+    return about
+
+
+def _volume(mount: Mount) -> dict[str, Any]:
+    about: dict[str, Any] = {"drive_type_id": _CD_ROM if mount.medium.kind == "optical" else _REMOVABLE}
+    volume = mount.label or _last(mount.mount)
+    return about | {"volume": volume} if volume else about
+
+
+def _shown(mount: Mount, path: str) -> str:
+    """The path as the person saw it, if the agent reaches the mount by another one."""
+    if mount.under.startswith(mount.mount) or not path.startswith(mount.under):
+        return path
+    return f"{mount.mount.rstrip('/')}/{path[len(mount.under) :]}"
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _extension(path: str) -> str:
+    """The extension, if it is one: short, letters and digits, so that it does not carry a name."""
+    stem, dot, ext = _last(path).rpartition(".")
+    return ext.lower() if dot and stem and len(ext) <= 10 and ext.isascii() and ext.isalnum() else ""
+
+
+def _writable(value: Any) -> Any:
+    """Free detail as JSON can carry it."""
+    if isinstance(value, dict):
+        return {str(_writable(str(key))): _writable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(each) for each in value]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -1,0 +1,464 @@
+"""Core.feed(fact) → events: the stages in reading order on one page. What each stage knows is in its own room.
+
+Owns: the order of the stages, which place a path is (protected, on a medium, elsewhere), and when the state is worth keeping.
+Must not know the shape of events, how a join is graded, or any edge. No clock: time is what the facts say. `feed` never
+raises for what facts say, in whatever order they come.
+
+State is handed out at most once a second while events come in a storm: after a kill, at most that second is not counted.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from agent.contract.codes import CODES
+from agent.contract.event import Event, ProtectedInfo
+from agent.core import facts, history
+from agent.core.joins import Arrival, Joins, Left
+from agent.core.limits import Limits, WindowLimit
+from agent.core.lineage import Lineage
+from agent.core.media import Media, Medium, Mount, MountWatch, clean_path
+from agent.core.ocsf import Writer
+from agent.core.people import People
+from agent.core.policy import Raise, Unapproved, attached_severity, copied_out_severity
+from agent.core.reads import Read
+from agent.core.register import MediaRegister, Verdict
+
+__all__ = ["Core", "CoreConfig", "MountWatch", "ProtectedDir", "WindowLimit"]
+
+MOST_AT_ONCE = 2_000
+"""Events that one `feed` hands out: an archive of 50,000 files must not fill the memory. The rest comes with the next facts."""
+_SWEEP_MS = 10_000
+_KEEP_MS = 1_000
+_MOST_PLACES = 8_192
+
+
+class ProtectedDir(Struct, frozen=True, kw_only=True):
+    """A protected directory: `path` without links, spelt by `path_text`."""
+
+    path: str
+    label: str
+
+
+class CoreConfig(Struct, kw_only=True):
+    """All that the core needs to know of a site. `device_type` is OCSF's `device.type_id` (2 Desktop, 3 Laptop, 0 unknown)."""
+
+    agent: str
+    name: str = ""
+    version: str = ""
+    protect: list[ProtectedDir] = []
+    limits: list[WindowLimit] = []
+    require_approval: bool = True
+    record_names: bool = False
+    device_type: int = 0
+
+
+class _State(Struct, array_like=True):
+    register: bytes
+    limits: bytes
+    lineage: bytes
+    unapproved: bytes
+
+
+_Place = tuple[ProtectedDir | None, Mount | None]
+_ELSEWHERE: _Place = (None, None)
+
+
+class Core:
+    """The whole pure middle of the agent. `new_uid` gives ids that can't be guessed."""
+
+    def __init__(self, config: CoreConfig, new_uid: Callable[[], str]) -> None:
+        self._new_uid = new_uid
+        self._media, self._people, self._lineage = Media(), People(), Lineage()
+        self._register = MediaRegister(config.agent, config.name)
+        self._limits, self._unapproved, self._history = Limits([]), Unapproved(), history.History()
+        self._joins = Joins(self._people, self._is_protected)
+        self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
+        self._waiting: deque[tuple[Arrival, Left | None]] = deque()
+        self._attached: dict[str, Event] = {}
+        self._places: dict[str, _Place] = {}
+        self._counts: Counter[str] = Counter()
+        self._now_ms = self._swept_ms = self._kept_ms = 0
+        self._dirty = self._state_lost = False
+        self.reconfigure(config)
+        self._stages: dict[type[facts.Fact], Callable[[Any], Iterator[Event]]] = {
+            facts.ProcSeen: self._on_proc_seen,
+            facts.ProcGone: self._on_proc_gone,
+            facts.Opened: self._on_opened,
+            facts.Created: self._on_created,
+            facts.Grown: self._on_grown,
+            facts.Closed: self._on_closed,
+            facts.Deleted: self._on_deleted,
+            facts.Moved: self._on_moved,
+            facts.Attributes: self._on_attributes,
+            facts.Found: self._on_found,
+            facts.Plugged: self._on_plugged,
+            facts.Unplugged: self._on_unplugged,
+            facts.Mounted: self._on_mounted,
+            facts.Unmounted: self._on_unmounted,
+            facts.Session: self._on_session,
+            facts.Register: self._on_register,
+            facts.Coverage: lambda fact: iter((self._writer.sensors(fact),)),
+            facts.Lost: lambda fact: iter((self._writer.gap(fact),)),
+            facts.Tampered: lambda fact: iter((self._writer.tampered(fact),)),
+            facts.Clock: self._on_clock,
+            facts.Started: self._on_started,
+            facts.Stopping: self._on_stopping,
+            facts.Summary: lambda fact: iter((self._writer.life("agent.heartbeat", fact.at_ms, fact.detail),)),
+            facts.Config: lambda fact: iter((self._config_event(fact.at_ms, fact.config_digest, fact.mode),)),
+            facts.Tick: self._on_tick,
+        }
+
+    def feed(self, fact: facts.Fact) -> list[Event]:
+        """One fact in, the events that it leads to out; also those that were only waiting for time to pass."""
+        at_ms = self._now_ms = fact.at_ms
+        events: list[Event] = []
+        if self._state_lost:
+            self._state_lost = False
+            events.append(self._writer.gap(facts.Lost(at_ms=at_ms, reason="state_unreadable", since_ms=0, until_ms=at_ms)))
+        self._arrived(self._joins.due(at_ms))
+        events.extend(self._stages[type(fact)](fact))
+        most = len(self._waiting) if type(fact) is facts.Stopping else MOST_AT_ONCE
+        while self._waiting and most > 0:
+            events.extend(self._leave(*self._waiting.popleft()))
+            most -= 1
+        if type(fact) is facts.Stopping:
+            events.append(self._writer.life("agent.stopped", at_ms, {"reason": fact.reason} if fact.reason else {}))
+        for event in events:
+            self._counts[event.metadata.event_code] += 1
+        return events
+
+    # -- who -----------------------------------------------------------------------------------------------------------
+
+    def _on_proc_seen(self, fact: facts.ProcSeen) -> Iterator[Event]:
+        if self._people.seen(fact):
+            self._joins.forget(fact.process.pid)
+        return iter(())
+
+    def _on_proc_gone(self, fact: facts.ProcGone) -> Iterator[Event]:
+        self._people.gone(fact)
+        return iter(())
+
+    def _on_session(self, fact: facts.Session) -> Iterator[Event]:
+        self._people.sit_down(fact)
+        return iter(())
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def _on_opened(self, fact: facts.Opened) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, mount = self._place(fact.path)
+        if root is not None:
+            self._joins.read(fact, fact.path, root.path, fact.size, fact.inode)
+            yield from self._noted(root, fact, history.READ)
+        elif mount is None and (origin := self._lineage.of(fact.key, fact.path)) is not None:
+            self._joins.read(fact, origin.path, origin.root, fact.size, fact.inode)
+            if (root := self._root(origin.root)) is not None:
+                yield from self._noted(root, fact, history.READ, origin.path)
+
+    def _on_created(self, fact: facts.Created) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, mount = self._place(fact.path)
+        if root is None and mount is not None:
+            if (origin := self._origin(fact, None)) is not None:  # link(2): the whole file, and no close will be told
+                self._arrived([self._joins.moved_onto(fact, mount, origin, None, False)])
+            else:
+                self._joins.created(fact, mount)
+        return iter(())
+
+    def _on_grown(self, fact: facts.Grown) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, mount = self._place(fact.path)
+        if root is None and mount is not None:
+            self._joins.grown(fact, mount, fact.size)
+        return iter(())
+
+    def _on_closed(self, fact: facts.Closed) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, mount = self._place(fact.path)
+        if root is not None:
+            yield from self._noted(root, fact, history.WRITE)
+        elif mount is not None:
+            self._arrived([self._joins.closed(fact, mount, fact.size)])
+
+    def _on_found(self, fact: facts.Found) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, mount = self._place(fact.path)
+        if root is None and mount is not None:
+            self._joins.found(fact, mount, fact.size)
+        return iter(())
+
+    def _on_deleted(self, fact: facts.Deleted) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, mount = self._place(fact.path)
+        if root is not None:
+            yield from self._noted(root, fact, history.DELETE)
+        elif mount is not None:
+            self._arrived([self._joins.deleted(fact)])
+
+    def _on_moved(self, fact: facts.Moved) -> Iterator[Event]:
+        fact.path, fact.old_path = clean_path(fact.path), clean_path(fact.old_path)
+        (root, mount), (old_root, old_mount) = self._place(fact.path), self._place(fact.old_path)
+        if old_root is not None:
+            yield from self._noted(old_root, fact, history.RENAME, fact.old_path)
+        if root is not None:
+            self._lineage.came_back(fact.key, fact.at_ms)
+        elif mount is not None and old_mount is not None and old_root is None:
+            self._arrived([self._joins.moved_within(fact, fact.old_path, fact.size, fact.is_dir)])
+        elif mount is not None:
+            origin = self._origin(fact, old_root)
+            self._arrived([self._joins.moved_onto(fact, mount, origin, fact.size, fact.is_dir)])
+        elif old_root is not None:
+            self._lineage.learn(fact.key, fact.old_path, old_root.path, "moved", fact.at_ms)
+            if fact.is_dir and fact.path:
+                self._lineage.learn_dir(fact.path, fact.old_path, old_root.path, fact.at_ms)
+
+    def _on_attributes(self, fact: facts.Attributes) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        root, _ = self._place(fact.path)
+        if root is not None and (fact.links or 0) > 1:
+            self._lineage.learn(fact.key, fact.path, root.path, "linked", fact.at_ms)
+        return iter(())
+
+    # -- media ---------------------------------------------------------------------------------------------------------
+
+    def _on_plugged(self, fact: facts.Plugged) -> Iterator[Event]:
+        medium, new, late = self._media.plugged(fact)
+        self._places.clear()
+        if medium is None:
+            return
+        if new:
+            verdict = self._decide(medium)
+            severity = attached_severity(verdict.decision, self._config.require_approval)
+            event = self._writer.attached(medium, verdict, severity, self._people.session, fact.at_ms, fact.cold)
+            self._attached[medium.id] = event
+            yield event
+        for mount in late:
+            yield self._writer.mounted(mount, self._decide(medium), self._people.session, fact.at_ms)
+        yield from self._review(medium)
+
+    def _on_unplugged(self, fact: facts.Unplugged) -> Iterator[Event]:
+        medium = self._media.unplugged(fact)
+        if medium is None:
+            return
+        self._arrived(self._joins.medium_gone(medium.id))
+        while self._waiting:
+            yield from self._leave(*self._waiting.popleft())
+        self._unapproved.gone(medium)
+        self._attached.pop(medium.id, None)
+        yield self._writer.detached(medium, self._decide(medium), self._people.session, fact.at_ms)
+
+    def _on_mounted(self, fact: facts.Mounted) -> Iterator[Event]:
+        mount = self._media.mounted(fact)
+        self._places.clear()
+        if mount is not None:
+            yield self._writer.mounted(mount, self._decide(mount.medium), self._people.session, fact.at_ms)
+            yield from self._review(mount.medium)
+
+    def _on_unmounted(self, fact: facts.Unmounted) -> Iterator[Event]:
+        mount = self._media.unmounted(fact)
+        self._places.clear()
+        if mount is not None:
+            self._arrived(self._joins.mount_gone(mount))
+            yield self._writer.unmounted(mount, self._decide(mount.medium), self._people.session, fact.at_ms)
+
+    def _on_register(self, fact: facts.Register) -> Iterator[Event]:
+        if self._register.replace(fact):
+            self._dirty = True
+            for medium in list(self._media.present.values()):
+                yield from self._review(medium)
+
+    # -- the agent itself ----------------------------------------------------------------------------------------------
+
+    def _on_started(self, fact: facts.Started) -> Iterator[Event]:
+        detail: dict[str, Any] = {"boot_id": fact.boot_id, "mode": fact.mode, "previous": fact.previous}
+        yield self._writer.life("agent.started", fact.at_ms, {key: value for key, value in detail.items() if value})
+        yield self._config_event(fact.at_ms, fact.config_digest, fact.mode)
+
+    def _config_event(self, at_ms: int, digest: str, mode: str) -> Event:
+        return self._writer.life("agent.config", at_ms, {"config_digest": digest, "mode": mode})
+
+    def _on_clock(self, fact: facts.Clock) -> Iterator[Event]:
+        if fact.offset_ms is not None:
+            self._writer.offset_ms = fact.offset_ms
+        if fact.jump_ms:
+            yield self._writer.clock(fact)
+
+    def _on_tick(self, fact: facts.Tick) -> Iterator[Event]:
+        for summary in self._history.due(fact.at_ms):
+            yield self._told(summary)
+        if not 0 <= fact.at_ms - self._swept_ms < _SWEEP_MS:
+            self._swept_ms = fact.at_ms
+            for pid in self._people.sweep(fact.at_ms):
+                self._joins.forget(pid)
+            self._lineage.sweep(fact.at_ms)
+            self._limits.sweep(fact.at_ms)
+            for medium in list(self._media.present.values()):
+                yield from self._review(medium)
+
+    def _on_stopping(self, fact: facts.Stopping) -> Iterator[Event]:
+        self._arrived(self._joins.everything())
+        for summary in self._history.everything():
+            yield self._told(summary)
+
+    # -- from arrivals to events and findings --------------------------------------------------------------------------
+
+    def _arrived(self, arrivals: list[Arrival] | list[Arrival | None]) -> None:
+        for arrival in arrivals:
+            if arrival is not None:
+                self._waiting.extend((arrival, left) for left in arrival.left or (None,))
+
+    def _leave(self, arrival: Arrival, left: Left | None) -> Iterator[Event]:
+        """One source that left, or one unprotected file that was written: decide, tell, count, judge."""
+        mount, entry = arrival.mount, self._people.who(arrival.pid)
+        if left is None:
+            verdict = self._register.decide(mount.medium.key, arrival.at_ms, (), True)
+            yield self._writer.written(arrival, entry, verdict, self._config.record_names)
+            return
+        read = left.read
+        root = self._root(read.root) or ProtectedDir(path=read.root, label=read.root)
+        verdict = self._register.decide(mount.medium.key, arrival.at_ms, (root.path, root.label), True)
+        severity = copied_out_severity(verdict.decision, self._config.require_approval)
+        protected = ProtectedInfo(path=root.path, label=root.label, rel=_below(root.path, read.path))
+        event = self._writer.copied_out(arrival, left, protected, entry, verdict, severity)
+        yield event
+        if self._config.require_approval and arrival.pid >= 0:
+            due = self._unapproved.copied_onto(mount.medium, verdict.decision, event.metadata.uid, self._new_uid)
+            if due is not None:
+                yield self._unapproved_event(due, mount.medium, mount, verdict, event)
+        person = "unknown"
+        if entry is not None:
+            person = f"login:{entry.login_uid}" if entry.login_uid is not None else f"uid:{entry.process.uid}"
+        for passed in self._limits.add(person, arrival.at_ms, left.bytes or 0, read.path, event.metadata.uid):
+            yield self._writer.limit_passed(passed, event, arrival.at_ms)
+
+    def _review(self, medium: Medium) -> Iterator[Event]:
+        """Whether a medium that is there is a finding (now: it was plugged in, the register changed, an approval ended)."""
+        attached = self._attached.get(medium.id)
+        if not self._config.require_approval or attached is None:
+            return
+        mounts, verdict = self._media.of(medium), self._decide(medium)
+        due = self._unapproved.judge(medium, verdict.decision, attached.metadata.uid, bool(mounts), self._new_uid)
+        if due is not None:
+            yield self._unapproved_event(due, medium, mounts[0] if mounts else None, verdict, attached)
+
+    def _unapproved_event(self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: Event) -> Event:
+        types = [CODES["medium.attached"].type_uid] * (len(due.events) - 1) + [by.type_uid]
+        return self._writer.unapproved(due, medium, mount, verdict, by, types, self._now_ms)
+
+    def _noted(self, root: ProtectedDir, fact: facts.FileFact, what: str, path: str = "") -> Iterator[Event]:
+        rel = _below(root.path, path or fact.path)
+        full = self._history.add(self._people.who(fact.pid), root.path, rel, what, fact.at_ms)
+        if full is not None:
+            yield self._told(full)
+
+    def _told(self, summary: history.Summary) -> Event:
+        root = self._root(summary.whose.root)
+        return self._writer.history(summary, root.label if root is not None else summary.whose.root, self._now_ms)
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def _place(self, path: str) -> _Place:
+        """(protected directory, None), (None, mount of a medium) or neither: the deepest that the path lies below."""
+        folder = path[: path.rfind("/") + 1]
+        known = self._places.get(folder)
+        if known is None:
+            if len(self._places) >= _MOST_PLACES:
+                self._places.clear()
+            known = self._places[folder] = self._look_up(folder)
+        return known
+
+    def _look_up(self, folder: str) -> _Place:
+        mount = self._media.at(folder)
+        for under, root in self._deepest_first:
+            if folder.startswith(under) and (mount is None or len(under) >= len(mount.under)):
+                return root, None
+        return (None, mount) if mount is not None else _ELSEWHERE
+
+    def _root(self, path: str) -> ProtectedDir | None:
+        return next((root for _, root in self._deepest_first if root.path == path), None)
+
+    def _is_protected(self, path: str) -> bool:
+        return self._place(path)[0] is not None
+
+    def _origin(self, fact: facts.FileFact, old_root: ProtectedDir | None) -> Read | None:
+        """The protected file that was renamed or linked onto a medium, as if it had been read."""
+        size = getattr(fact, "size", None)
+        if old_root is not None:
+            return Read(fact.key, fact.old_path, old_root.path, size, None, fact.at_ms, "")  # type: ignore[attr-defined]
+        origin = self._lineage.of(fact.key, getattr(fact, "old_path", ""))
+        return None if origin is None else Read(fact.key, origin.path, origin.root, size, None, fact.at_ms, "")
+
+    def _decide(self, medium: Medium) -> Verdict:
+        return self._register.decide(medium.key, self._now_ms)
+
+    # -- for the daemon ------------------------------------------------------------------------------------------------
+
+    def reconfigure(self, config: CoreConfig) -> None:
+        """Take another configuration (SIGHUP); counters and tables stay."""
+        self._config = config
+        self._limits.limits = config.limits
+        roots = [(root.path.rstrip("/") + "/", root) for root in config.protect]
+        self._deepest_first = sorted(roots, key=lambda pair: -len(pair[0]))
+        self._places.clear()
+
+    def watches(self) -> list[MountWatch]:
+        """The mounts of media that must be marked now."""
+        return list(self._media.watches())
+
+    @property
+    def due_ms(self) -> int | None:
+        """When `feed` has something to tell even if nothing happens until then (a Tick will do); None: not known."""
+        return self._now_ms if self._waiting else self._joins.due_ms
+
+    @property
+    def state_changed(self) -> bool:
+        """Whether `state` is worth keeping now."""
+        changed = self._dirty or self._limits.changed or self._lineage.changed or self._unapproved.changed
+        return changed and not 0 <= self._now_ms - self._kept_ms < _KEEP_MS
+
+    def state(self) -> bytes:
+        """What must outlive a restart: register, limit counters, lineage, findings made for media that are plugged in."""
+        self._dirty = self._limits.changed = self._lineage.changed = self._unapproved.changed = False
+        self._kept_ms = self._now_ms
+        rooms = (self._register, self._limits, self._lineage, self._unapproved)
+        return msgspec.msgpack.encode(_State(*(room.to_bytes() for room in rooms)))
+
+    def restore(self, data: bytes | None) -> None:
+        """Take back what `state` gave. What can't be read is said in an `agent.gap` with the next fact."""
+        if not data:
+            return
+        try:
+            kept = msgspec.msgpack.decode(data, type=_State)
+            self._register.from_bytes(kept.register)
+            self._limits.from_bytes(kept.limits)
+            self._lineage.from_bytes(kept.lineage)
+            self._unapproved.from_bytes(kept.unapproved)
+        except msgspec.MsgspecError:
+            self._state_lost = True
+
+    def media_now(self, now_ms: int) -> list[dict[str, Any]]:
+        """One row a mount of each medium present (one with an empty mount if it has none), each with its decision."""
+        rows = []
+        for medium in self._media.present.values():
+            verdict = self._register.decide(medium.key, now_ms)
+            about = {"key": medium.key, "name": medium.name, "serial": medium.serial, "kind": medium.kind, "bus": medium.bus}
+            about |= {"decision": verdict.decision, "reason": verdict.reason, "approval": verdict.approval}
+            mounts = self._media.of(medium)
+            places = [{"mount": each.mount, "fs": each.fs, "read_only": each.read_only} for each in mounts]
+            for place in places or [{"mount": "", "fs": "", "read_only": medium.read_only}]:
+                rows.append({**about, **place, "simulated": medium.simulated})
+        return rows
+
+    def counts(self) -> dict[str, int]:
+        """Events by code, and how much is remembered, for `status`."""
+        kept = {"processes": len(self._people), "reads": len(self._joins.reads), "waiting": len(self._waiting)}
+        return dict(self._counts) | kept
+
+
+def _below(root: str, path: str) -> str:
+    under = root.rstrip("/") + "/"
+    return path[len(under) :] if path.startswith(under) else path

@@ -1,0 +1,198 @@
+"""What `sekisho-agent` says to people, in English and Japanese side by side.
+
+Owns: the sentences of `check`, `status` and `media`; each is found by a stable key, so that JSON output and tests do not
+depend on the language. Must not know: who says them. Events are spoken by `contract/show.py`.
+"""
+
+from typing import Any, Literal
+
+Language = Literal["en", "ja"]
+
+WORDS: dict[str, tuple[str, str]] = {
+    # verdicts and headings
+    "ok": ("ok", "正常"),
+    "blind": ("blind", "見えない"),
+    "error": ("ERROR", "エラー"),
+    "healthy": ("healthy", "正常"),
+    "degraded": ("degraded", "機能低下"),
+    "no_media": ("no medium is plugged in", "接続されている媒体はありません"),
+    "col.medium": ("MEDIUM", "媒体"),
+    "col.serial": ("SERIAL", "シリアル"),
+    "col.kind": ("KIND", "種類"),
+    "col.mount": ("MOUNT", "マウント先"),
+    "col.decision": ("DECISION", "判定"),
+    "col.reason": ("WHY", "理由"),
+    "approved": ("approved", "承認済み"),
+    "unapproved": ("unapproved", "未承認"),
+    "expired": ("expired", "承認期限切れ"),
+    "revoked": ("revoked", "承認取消済み"),
+    "unknown": ("unknown", "不明"),
+    # check: what was found, and what to do
+    "kernel": ("Linux {release}", "Linux {release}"),
+    "kernel_old": ("Linux {release} is too old", "Linux {release} は古すぎます"),
+    "kernel_old.fix": ("use Linux 5.17 or later", "Linux 5.17 以降を使ってください"),
+    "state": ("{path}, {free} MiB free", "{path}、空き {free} MiB"),
+    "state_unwritable": ("{path} can't be written", "{path} に書き込めません"),
+    "state_unwritable.fix": (
+        "run as root, or choose another agent.state_dir",
+        "root で実行するか、agent.state_dir を変えてください",
+    ),
+    "state_small": (
+        "{path} has {free} MiB left, the spool may take {wanted}",
+        "{path} の空きは {free} MiB、スプールの上限は {wanted} MiB です",
+    ),
+    "state_small.fix": (
+        "free some space, or lower agent.spool.max_bytes",
+        "空きを増やすか、agent.spool.max_bytes を下げてください",
+    ),
+    "state_open": ("{path} is open to others (mode {mode})", "{path} が他の利用者に開かれています (モード {mode})"),
+    "state_open.fix": ("chmod 700 {path}", "chmod 700 {path}"),
+    "protect": ("{path} on {fs}", "{path} ({fs})"),
+    "protect_none": (
+        "no directory is protected, so no copy can be told",
+        "保護対象のディレクトリがないため、持ち出しを検知できません",
+    ),
+    "protect_none.fix": (
+        "add [[agent.protect]] with a path and a label",
+        "[[agent.protect]] に path と label を書いてください",
+    ),
+    "protect_missing": (
+        "{path} is not there; the agent waits for it (encrypted home, automount, network share)",
+        "{path} がありません。現れるまで待ちます (暗号化ホーム、自動マウント、ネットワーク共有)",
+    ),
+    "protect_missing.fix": ("make it, mount it, or mend the path", "作成またはマウントするか、path を直してください"),
+    "protect_unreadable": ("{path} may not be read", "{path} を読めません"),
+    "protect_unreadable.fix": (
+        "run as root; a user's FUSE mount needs -o allow_root",
+        "root で実行してください。利用者の FUSE マウントには -o allow_root が要ります",
+    ),
+    "protect_autofs": (
+        "{path} is an automount point; it is watched once it is mounted",
+        "{path} は自動マウント点です。マウントされると監視します",
+    ),
+    "protect_network": (
+        "{path} is on {fs}: what this machine does there is seen, what other clients or the server do is not",
+        "{path} は {fs} 上です。この機械の操作は見えますが、他の機械やサーバーの操作は見えません",
+    ),
+    "protect_network.fix": (
+        "run an agent on the file server, too",
+        "ファイルサーバーにもエージェントを入れてください",
+    ),
+    "protect_fuse": (
+        "{path} is on {fs}: reads are seen by name at best, and the daemon behind it reads for others",
+        "{path} は {fs} 上です。読み取りは不完全にしか見えず、背後のデーモンが代わりに読みます",
+    ),
+    "protect_fuse.fix": ("protect the directory below it", "その下の実ディレクトリを保護してください"),
+    "simulated": ("{path}", "{path}"),
+    "simulated_missing": ("{path} is not there", "{path} がありません"),
+    "simulated_missing.fix": (
+        "mkdir -p {path}, or clear agent.media.simulated_dir",
+        "mkdir -p {path} とするか、agent.media.simulated_dir を空にしてください",
+    ),
+    "simulated_inside": ("{path} lies in the protected {tree}", "{path} が保護対象 {tree} の中にあります"),
+    "simulated_inside.fix": ("put it elsewhere", "別の場所に置いてください"),
+    "sensor": ("seen by {sensor}", "{sensor} で監視します"),
+    "sensor_part": ("{why}", "{why}"),
+    "sensor_refused": ("can't be watched here ({why})", "ここでは監視できません ({why})"),
+    "files.fix": (
+        "run as root (packaging/sekisho-agent.service has just what is needed)",
+        "root で実行してください (packaging/sekisho-agent.service に必要な権限があります)",
+    ),
+    "devices.fix": ("install and start systemd-udevd", "systemd-udevd を導入し、起動してください"),
+    "sessions.fix": (
+        "install systemd-logind (package libpam-systemd)",
+        "systemd-logind (パッケージ libpam-systemd) を導入してください",
+    ),
+    "login": ("the kernel's login uid names the person", "カーネルのログイン UID で人を特定できます"),
+    "login_absent": (
+        "this kernel keeps no login uid (CONFIG_AUDIT)",
+        "このカーネルにはログイン UID がありません (CONFIG_AUDIT)",
+    ),
+    "login_absent.fix": ("boot a kernel with audit compiled in", "audit を組み込んだカーネルで起動してください"),
+    "login_unset": (
+        "no login service here sets the login uid, so people can't be named through sudo",
+        "ログイン UID を設定するサービスがないため、sudo を使った人を特定できません",
+    ),
+    "login_unset.fix": (
+        "add `session required pam_loginuid.so` to the login services in /etc/pam.d",
+        "/etc/pam.d のログインサービスに `session required pam_loginuid.so` を加えてください",
+    ),
+    "collector": ("{url}", "{url}"),
+    "collector_none": (
+        "none is configured: events stay on this machine only",
+        "設定されていません。記録はこの機械だけに残ります",
+    ),
+    "collector_none.fix": ("set agent.collector.url", "agent.collector.url を設定してください"),
+    "collector_ca": ("ca_file {path} is not there", "ca_file {path} がありません"),
+    "collector_ca.fix": ("copy the collector's CA certificate to it", "コレクターの CA 証明書をそこに置いてください"),
+    "collector_token": ("token_file {path} can't be read", "token_file {path} を読めません"),
+    "collector_token.fix": ("it is needed once, to enrol", "登録時に一度だけ必要です"),
+    "collector_refused": ("{url}: its certificate is refused ({why})", "{url}: 証明書を信頼できません ({why})"),
+    "collector_refused.fix": ("set agent.collector.ca_file", "agent.collector.ca_file を設定してください"),
+    "collector_away": (
+        "{url} can't be reached ({why}); events wait in the spool",
+        "{url} に届きません ({why})。記録はスプールで待ちます",
+    ),
+    "collector_away.fix": (
+        "start the collector, or mend the address or the firewall",
+        "コレクターを起動するか、アドレスやファイアウォールを直してください",
+    ),
+    "limit_none": ("no limit is set: no burst or drip is found", "上限がないため、大量・少量ずつの持ち出しを検知しません"),
+    "limit_none.fix": ("remove `limit = []` for the defaults", "`limit = []` を消すと既定値になります"),
+    # status
+    "status.head": (
+        "sekisho-agent {version} on {name}: {health} (pid {pid}, {memory} MiB)",
+        "sekisho-agent {version} ({name}): {health} (pid {pid}、{memory} MiB)",
+    ),
+    "status.protected": ("protected", "保護対象"),
+    "status.waiting": ("not there yet", "まだありません"),
+    "status.sensor": ("sensor", "センサー"),
+    "status.medium": ("medium", "媒体"),
+    "status.spool": ("spool", "スプール"),
+    "status.spool_says": (
+        "{events} events, {kib} KiB, {waiting} not durable yet",
+        "{events} 件、{kib} KiB、未書き込み {waiting} 件",
+    ),
+    "status.collector": ("collector", "コレクター"),
+    "status.no_collector": ("none configured: events stay on this machine", "設定なし。記録はこの機械に残ります"),
+    "status.receipt": (
+        "{url}: receipt for event {seq} at {at}, {backlog} to send",
+        "{url}: {at} に記録 {seq} まで受領済み、未送信 {backlog} 件",
+    ),
+    "status.no_receipt": ("{url}: no receipt yet, {backlog} to send", "{url}: 受領証なし、未送信 {backlog} 件"),
+    # what a sensor does not see, by its stable code
+    "process": ("which program", "どのプログラムか"),
+    "login_user": ("which person", "どの人か"),
+    "raw_devices": ("raw devices", "デバイスへの直接書き込み"),
+    "other_namespaces": ("other mount namespaces", "別のマウント名前空間"),
+    "other_namespaces_until_used": (
+        "other mount namespaces until used",
+        "別のマウント名前空間 (使われるまで)",
+    ),
+    "unreadable_folders": ("folders it may not list", "読めないフォルダー"),
+    "fresh_hard_links": ("hard links just made elsewhere", "別の場所に作られた直後のハードリンク"),
+    "exe_of_short_lived": ("the program file of the very short-lived", "極めて短命なプログラムの実行ファイル"),
+    "short_lived_processes": ("short-lived programs", "短命なプログラム"),
+    "short_lived_writers": ("short-lived writers on media", "媒体に書き込む短命なプログラム"),
+    "medium_new_files": ("unfinished files on the medium", "媒体上の書きかけのファイル"),
+    "medium_renames": ("renames on the medium", "媒体上の改名"),
+    "medium_deletes": ("deletions on the medium", "媒体上の削除"),
+    "medium_not_watched": ("a medium", "媒体"),
+    "first_files_of_new_directories": (
+        "who wrote the first files of a new folder",
+        "新しいフォルダーの最初のファイルの書き手",
+    ),
+    "search_cut_short": ("parts of a very large medium", "非常に大きな媒体の一部"),
+    "device_properties": ("names of devices", "機器の名称"),
+    "devices": ("devices", "機器"),
+    "local_session": ("who sits at the machine", "誰が端末の前にいるか"),
+    "simulated_dir_missing": ("simulated media", "模擬媒体"),
+    "protected_missing": ("a protected directory", "保護対象のディレクトリ"),
+    "config_refused": ("the changed configuration", "変更後の設定"),
+}
+
+
+def say(lang: Language, key: str, /, **values: Any) -> str:
+    """The sentence of `key`; a key without one is itself (a code newer than this table)."""
+    texts = WORDS.get(key)
+    return texts[lang == "ja"].format(**values) if texts else key

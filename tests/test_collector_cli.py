@@ -1,0 +1,304 @@
+"""sekisho-collector as people use it: what it prints, where, and with which exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.pytest_plugin import _environment
+from tests.collector_client import Client, copied, draft
+from tests.house import Collector, until
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[Collector]:
+    made = Collector(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def run(collector: Collector | None, *args: str, code: int = 0, stdin: str = "", **environment: str) -> tuple[str, str]:
+    named = ["-c", str(collector.config_file)] if collector else []
+    command = [sys.executable, "-m", "server_stub.cli", *args, *named]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env={**_environment(), "LANG": "C.UTF-8", **environment},
+        timeout=60,
+    )
+    assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+def fill(collector: Collector) -> Client:
+    agent = Client(collector.port, "ws-042")
+    agent.enrol()
+    for number, user in enumerate(("sato", "sato", "ito")):
+        agent.append(
+            draft(
+                agent=agent.id, name="ws-042", at=1_402_300_800_000 + number * 1000, **copied(f"2014-0{number}.csv", user=user)
+            )
+        )
+    agent.append(draft("medium.attached", agent=agent.id, name="ws-042", medium=copied("")["medium"]))
+    assert agent.send()[0] == 200
+    return agent
+
+
+def test_the_same_answers_served_and_not(collector: Collector) -> None:
+    fill(collector)
+    commands = [
+        ("tail", "-n", "3"),
+        ("tail", "-o", "json", "-p", "low"),
+        ("tail", "-o", "cat", "--user", "ito"),
+        ("query", "-o", "csv"),
+        ("query", "-o", "table", "--since", "2014-06-01", "--until", "2014-07-01"),
+        ("query", "--group-by", "user", "--event", "file.*"),
+        ("query", "--group-by", "day", "-o", "json"),
+        ("media", "list"),
+        ("token", "list"),
+        ("agents",),
+    ]
+    run(
+        collector,
+        "media",
+        "approve",
+        "usb:1",
+        "--owner",
+        "sato",
+        "--approver",
+        "mori",
+        "--purpose",
+        "p",
+        "--until",
+        "2099-12-31",
+    )
+    served = [run(collector, *command)[0] for command in commands]
+    collector.stop()
+    unserved = [run(collector, *command)[0] for command in commands]
+    assert served == unserved
+    tail, as_json, cat, as_csv, _, counted, _, media, _, agents = served
+    assert "customers/2014-02.csv → Kingston DataTraveler 3.0 (60A44C…) 4.2 MB by cp, unapproved" in tail
+    assert len([json.loads(line) for line in as_json.splitlines()]) == 3
+    assert cat.splitlines() == ["customers/2014-02.csv → Kingston DataTraveler 3.0 (60A44C…) 4.2 MB by cp, unapproved"]
+    assert as_csv.splitlines()[0].startswith("time,severity,machine,user,event")
+    assert [line.split() for line in counted.splitlines()] == [
+        ["USER", "EVENTS", "BYTES"],
+        ["sato", "2", "8.4", "MB"],
+        ["ito", "1", "4.2", "MB"],
+    ]
+    assert "usb:1" in media and "2099-12-31" in media
+    assert "ws-042" in agents
+    collector.start()
+
+
+def test_a_follower_outlives_the_collector_and_ends_quietly(collector: Collector) -> None:
+    agent = Client(collector.port, "ws-1")
+    agent.enrol()
+    agent.append_some(6)
+    agent.send(1, 2)
+    command = [sys.executable, "-m", "server_stub.cli", "tail", "-f", "-n", "1", "-o", "json", "-c", str(collector.config_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()) as tail:
+        lines: list[int] = []
+        talk: list[str] = []
+        assert tail.stdout and tail.stderr
+
+        def read() -> None:
+            assert tail.stdout
+            for line in tail.stdout:
+                lines.append(json.loads(line)["metadata"]["sequence"])
+
+        readers = [threading.Thread(target=read), threading.Thread(target=lambda: talk.extend(tail.stderr or ()))]
+        for reader in readers:
+            reader.start()
+        until(lambda: lines == [2], lambda: f"{lines}")
+        agent.send(3, 3)
+        until(lambda: lines == [2, 3], lambda: f"{lines}")
+        collector.stop(signal.SIGKILL)
+        collector.start()
+        agent.send(4, 4)
+        until(lambda: lines == [2, 3, 4], lambda: f"{lines} {talk}")
+        collector.stop()
+        until(lambda: sum("waiting" in line for line in talk) >= 2, lambda: f"{talk}")
+        collector.start()
+        agent.send(5, 6)
+        until(lambda: lines == [2, 3, 4, 5, 6], lambda: f"{lines} {talk}")
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(10) == 0
+        for reader in readers:
+            reader.join()
+    assert not any("Traceback" in line for line in talk)
+
+
+def test_a_stop_is_quick_and_clean_even_with_readers(collector: Collector) -> None:
+    command = [sys.executable, "-m", "server_stub.cli", "tail", "-f", "-c", str(collector.config_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment()) as tail:
+        until(lambda: b"sekisho_tail_readers 1" in metrics(collector), "the reader does not arrive")
+        began = time.monotonic()
+        assert collector.stop() == 0
+        assert time.monotonic() - began < 5
+        tail.send_signal(signal.SIGINT)
+        tail.communicate(timeout=10)
+    assert not (collector.state_dir / "collector.sock").exists()
+    assert collector.log.read_text().count("Traceback") == 0
+    collector.start()
+
+
+def metrics(collector: Collector) -> bytes:
+    import urllib.request
+
+    with urllib.request.urlopen(collector.url + "/metrics", timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def test_over_the_network_a_token_is_needed_and_enough(collector: Collector) -> None:
+    fill(collector)
+    token = collector.run("token", "create", "--role", "viewer").strip()
+    elsewhere = {"SEKISHO_URL": collector.url, "SEKISHO_TOKEN": token}
+    assert "2014-00.csv" in run(None, "tail", **elsewhere)[0]
+    assert "2014-00.csv" in run(None, "query", "--url", collector.url, "--token", token)[0]
+    _, error = run(None, "tail", "--url", collector.url, code=1, SEKISHO_TOKEN="")
+    assert "token" in error and len(error.splitlines()) == 1
+    _, error = run(None, "media", "revoke", "usb:1", "--reason", "x", code=1, **elsewhere)
+    assert '"viewer" may not' in error
+    _, error = run(None, "tail", "-f", code=1, **{**elsewhere, "SEKISHO_TOKEN": "wrong"})
+    assert "not known" in error
+    listed = [json.loads(line) for line in run(collector, "token", "list", "--json")[0].splitlines()]
+    run(collector, "token", "revoke", listed[-1]["id"])
+    assert "not known" in run(None, "tail", code=1, **elsewhere)[1]
+    _, error = run(None, "tail", "--url", "http://collector.example:8443", "--token", token, code=1)
+    assert "https://" in error
+
+
+def test_mistakes_are_one_sentence(collector: Collector, tmp_path: Path) -> None:
+    for args, said in (
+        (("tail", "-p", "urgent"), "is no severity"),
+        (("query", "--since", "soon"), "is no time"),
+        (("tail", "-n", "-1"), "-n must be"),
+        (("token", "create", "--role", "admin", "--uses", "3"), "--uses is for --enroll"),
+        (("media", "approve", "--owner", "a", "--approver", "b", "--purpose", "c", "--until", "never"), "KEY"),
+    ):
+        error = run(collector, *args, code=2)[1]
+        assert said in error and len(error.splitlines()) == 1
+    for args, said in (
+        (("media", "revoke", "nothing", "--reason", "x"), "no medium"),
+        (
+            ("media", "approve", "k", "--owner", "a", "--approver", "b", "--purpose", "c", "--until", "2001-01-01"),
+            "end before it begins",
+        ),
+        (("token", "revoke", "nothing"), "no token"),
+        (("media", "import", "/nowhere"), "can't be read"),
+    ):
+        error = run(collector, *args, code=1)[1]
+        assert said in error and len(error.splitlines()) == 1
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[collector]\nlissten = 3\n")
+    error = run(None, "tail", "-c", str(wrong), code=2)[1]
+    assert re.search(r'wrong.toml:2: unknown key "lissten" .*did you mean "listen"', error)
+
+
+def test_approving_from_an_event_and_back_through_a_file(collector: Collector, tmp_path: Path) -> None:
+    agent = fill(collector)
+    uid = json.loads(agent.lines[-1])["metadata"]["uid"]
+    approval = ("--owner", "sato", "--approver", "mori", "--purpose", "month-end", "--until", "2099-01-31")
+    run(
+        collector,
+        "media",
+        "approve",
+        "--from-event",
+        uid,
+        *approval,
+        "--machines",
+        "ws-042",
+        "ws-7",
+        "--dirs",
+        "customers",
+        "--read-only",
+    )
+    (row,) = [json.loads(line) for line in run(collector, "media", "list", "--json")[0].splitlines()]
+    assert (row["key"], row["machines"], row["dirs"], row["read_only"]) == (
+        "usb:0951:1666:60A44C413F8CF320",
+        ["ws-042", "ws-7"],
+        ["customers"],
+        True,
+    )
+    run(collector, "media", "approve", "usb:2/odd key", *approval)
+    run(collector, "media", "revoke", "usb:2/odd key", "--reason", "lost, on a train")
+    saved = tmp_path / "media.csv"
+    run(collector, "media", "export", "-o", str(saved))
+    before = saved.read_text()
+    run(collector, "media", "import", str(saved))
+    assert run(collector, "media", "export")[0] == before
+    saved.write_text("key,owner\nx,y\n")
+    assert "lacks the column approver" in run(collector, "media", "import", str(saved), code=1)[1]
+    told = collector.events(event="register.changed")
+    assert [event["api"]["operation"] for event in told] == [
+        "media.approve",
+        "media.approve",
+        "media.revoke",
+        "media.approve",
+        "media.approve",
+    ]
+
+
+def test_csv_cells_are_no_formulas(collector: Collector) -> None:
+    agent = Client(collector.port, "ws-1")
+    agent.enrol()
+    agent.append(draft(agent=agent.id, name="ws-1", **copied("=cmd|' /C calc'!A0", user="@sum(1)")))
+    agent.send()
+    text = run(collector, "query", "-o", "csv")[0]
+    assert "'=cmd" in text and "'@sum" in text
+
+
+def test_help_is_quick_and_names_only_what_exists() -> None:
+    began = time.monotonic()
+    text = run(None, "--help")[0]
+    assert time.monotonic() - began < 2
+    listed = re.findall(r"^    (\w+) ", text, re.MULTILINE)
+    assert listed == ["serve", "tail", "query", "agents", "media", "token"]
+    heavy = ("starlette", "uvicorn", "sqlite3", "nacl")
+    code = f"import sys, server_stub.cli as c; c.parser(); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(collector: Collector) -> None:
+    agent = Client(collector.port, "ws-1")
+    agent.enrol()
+    agent.append_some(2000)
+    agent.send()
+    line = f"{sys.executable} -m server_stub.cli query -c {collector.config_file} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=_environment())
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+
+
+def test_the_supervisor_is_told(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(20)
+        house = Collector(tmp_path)
+        old = dict(os.environ)
+        os.environ |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        try:
+            house.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(old)
+        said = [sock.recv(100) for _ in range(4)]
+        assert b"READY=1" in said and said.count(b"WATCHDOG=1") >= 2
+        house.stop()
+        while sock.recv(100) != b"STOPPING=1":
+            pass

@@ -1,0 +1,179 @@
+"""What was receipted is there: after kill -9 at any moment, and after a backup was put back."""
+
+import http.client
+import random
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.contract import chain
+from server_stub import tree
+from tests.collector_client import Client
+from tests.house import Collector
+
+ROUNDS = 10
+
+
+@pytest.fixture
+def collector(tmp_path: Path) -> Iterator[Collector]:
+    made = Collector(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def stored(collector: Collector, agent: str) -> list[tuple[int, bytes, bytes]]:
+    db = sqlite3.connect(collector.state_dir / "collector.db")
+    rows = db.execute("SELECT seq, raw, hash FROM events WHERE agent = ? ORDER BY seq", (agent,)).fetchall()
+    db.close()
+    return rows
+
+
+def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(collector: Collector) -> None:
+    agents = [Client(collector.port, f"ws-{n}") for n in range(3)]
+    for each in agents:
+        assert each.enrol()[0] == 200
+    acknowledged = dict.fromkeys((each.id for each in agents), 0)
+    stopping = threading.Event()
+    odd: list[object] = []
+
+    def work(agent: Client) -> None:
+        """As a real agent does: send, and again until there is a receipt; on a hole, from where it is told."""
+        chance = random.Random(agent.id)
+        sent = 0
+        while not stopping.is_set():
+            if len(agent.lines) == sent:
+                agent.append_some(chance.randint(1, 40))
+            try:
+                status, answer = agent.send(sent + 1)
+            except (OSError, ValueError, http.client.HTTPException):
+                time.sleep(0.01)
+                continue
+            if status == 200:
+                sent = acknowledged[agent.id] = answer["last"]
+            elif status == 409 and answer["reason"] == "hole" and answer["expected"] > acknowledged[agent.id]:
+                sent = answer["expected"] - 1
+            elif status not in (429, 503):
+                odd.append((status, answer))
+                return
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in agents]
+    for thread in threads:
+        thread.start()
+    chance = random.Random(7)
+    for _ in range(ROUNDS):
+        goal = sum(acknowledged.values()) + chance.randint(50, 300)
+        deadline = time.monotonic() + 30
+        while sum(acknowledged.values()) < goal and not odd and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)
+        collector.stop(signal.SIGKILL)
+        before = {each.id: acknowledged[each.id] for each in agents}
+        for each in agents:
+            rows = stored(collector, each.id)
+            assert len(rows) >= before[each.id], "something acknowledged is lost"
+        collector.start()
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    assert not odd
+    collector.stop()
+    for each in agents:
+        rows = stored(collector, each.id)
+        assert [seq for seq, _, _ in rows] == list(range(1, len(rows) + 1))
+        assert [raw for _, raw, _ in rows] == each.lines[: len(rows)]
+        assert [link for _, _, link in rows] == each.hashes[1 : len(rows) + 1]
+    check_tree(collector)
+    collector.start()
+
+
+def check_tree(collector: Collector) -> None:
+    db = sqlite3.connect(collector.state_dir / "collector.db")
+    rows = db.execute("SELECT pos, raw, leaf FROM events ORDER BY pos").fetchall()
+    kept = {(level, n): node for level, n, node in db.execute("SELECT level, n, hash FROM nodes")}
+    db.close()
+    assert [pos for pos, _, _ in rows] == list(range(1, len(rows) + 1))
+    frontier, expected = tree.Frontier(), {}
+    for _, raw, leaf in rows:
+        assert leaf == tree.leaf_hash(raw)
+        expected |= {(level, n): node for level, n, node in frontier.add(leaf)}
+    assert kept == expected
+
+
+def test_a_collector_put_back_from_a_backup_is_filled_again(collector: Collector, tmp_path: Path) -> None:
+    agent = Client(collector.port)
+    agent.enrol()
+    agent.append_some(10)
+    assert agent.send(1, 4)[0] == 200
+    collector.stop()
+    shutil.copytree(collector.state_dir, tmp_path / "backup")
+    collector.start()
+    assert agent.send(5, 10)[0] == 200
+    collector.stop()
+    shutil.rmtree(collector.state_dir)
+    shutil.copytree(tmp_path / "backup", collector.state_dir)
+    collector.start()
+    agent.append_some(2)
+    status, problem = agent.send(11)
+    assert (status, problem["reason"], problem["expected"], problem["hash"]) == (409, "hole", 5, agent.hashes[4].hex())
+    assert agent.send(5)[0] == 200
+    assert [raw for _, raw, _ in stored(collector, agent.id)] == agent.lines
+
+
+def test_a_collector_that_lost_everything_but_its_key_starts_from_the_first(collector: Collector) -> None:
+    agent = Client(collector.port)
+    key = agent.enrol()[1]["key"]
+    agent.append_some(6)
+    assert agent.send()[0] == 200
+    collector.stop()
+    collector.forget()
+    collector.start()
+    status, problem = agent.send(7, 6)
+    assert status == 401 and "enroll" in problem["detail"]
+    assert agent.enrol()[1]["key"] == key
+    status, problem = agent.send(7, 6)
+    assert (status, problem["reason"], problem["expected"]) == (409, "hole", 1)
+    assert problem["hash"] == chain.genesis(agent.id, 1).hex()
+    assert agent.send()[0] == 200
+
+
+def test_a_full_or_broken_disk_is_said_and_forgotten_once_mended(collector: Collector) -> None:
+    agent = Client(collector.port)
+    agent.enrol()
+    agent.append_some(4)
+    assert agent.send(1, 1)[0] == 200
+    db = sqlite3.connect(collector.state_dir / "collector.db")
+    db.execute("CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT raise(ABORT, 'database or disk is full'); END")
+    db.commit()
+    status, problem = agent.send(2, 3)
+    assert status == 503 and "make room" in problem["detail"]
+    assert agent.send(2, 3)[0] == 503
+    db.execute("DROP TRIGGER full")
+    db.commit()
+    db.close()
+    assert agent.send(2, 4)[0] == 200
+    assert [seq for seq, _, _ in stored(collector, agent.id)] == [1, 2, 3, 4]
+    collector.stop()
+    check_tree(collector)
+    collector.start()
+
+
+def test_one_store_has_one_writer(collector: Collector, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    second = tmp_path / "second.toml"
+    second.write_text(collector.config_file.read_text().replace(str(collector.port), "0"))
+    done = subprocess.run(
+        [sys.executable, "-m", "server_stub.cli", "serve", "-c", str(second)], capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 2
+    assert "another collector" in done.stderr
+    agent = Client(collector.port)
+    assert agent.enrol()[0] == 200
