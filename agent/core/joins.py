@@ -11,9 +11,9 @@ record, queued at the first write). Then, in this order: name and size; explaine
 the writer holds; size alone; a container or transformation of all that was read meanwhile, if enough bytes arrived.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from heapq import heappop, heappush
+from itertools import chain, islice
 from typing import NamedTuple
 
 from agent.contract.codes import Link
@@ -112,9 +112,11 @@ class Joins:
         self._open: dict[bytes, _Dest] = {}
         self._settling: dict[bytes, _Dest] = {}
         self._recent: dict[bytes, _Recent] = {}
-        self._names: Counter[tuple[int, str]] = Counter()
+        self._names: dict[tuple[int, str], int] = {}
         self._last_begun: dict[int, int] = {}
-        self._order = 0
+        self._timetable: list[tuple[int, int, bytes]] = []
+        """A heap of (due_ms, order, key); an entry that no longer fits its file is passed over."""
+        self._order = self._now_ms = 0
 
     # -- facts in ------------------------------------------------------------------------------------------------------
 
@@ -209,19 +211,22 @@ class Joins:
 
     def due(self, now_ms: int) -> list[Arrival]:
         """Arrivals that have settled by `now_ms`."""
-        if not self._settling:
-            return []
-        ripe = [dest for dest in self._settling.values() if now_ms >= dest.due_ms or now_ms < dest.at_ms]
-        arrivals = []
-        for dest in ripe:
-            del self._settling[dest.key]
-            arrivals += [arrival for arrival in (self._decide(dest),) if arrival is not None]
-        return arrivals
+        back = now_ms < self._now_ms
+        self._now_ms = now_ms
+        if back:  # the clock went back: what waits would wait too long
+            return self._decided(list(self._settling.values()))
+        ripe = []
+        while self._timetable and self._timetable[0][0] <= now_ms:
+            due_ms, _, key = heappop(self._timetable)
+            dest = self._settling.get(key)
+            if dest is not None and dest.due_ms == due_ms:
+                ripe.append(dest)
+        return self._decided(ripe) if ripe else []
 
     @property
     def due_ms(self) -> int | None:
-        """When something settles next; None if nothing is waiting."""
-        return min((dest.due_ms for dest in self._settling.values()), default=None)
+        """When something settles next, at the latest; None if nothing is waiting."""
+        return self._timetable[0][0] if self._settling else None
 
     def forget(self, pid: int) -> None:
         """A process is over for good, or its pid began a new life."""
@@ -240,7 +245,7 @@ class Joins:
             self._recent.pop(fact.key, None)
         entry = self._people.who(fact.pid)
         dest.files = entry.files if entry is not None else []
-        self._names[dest.named] += 1
+        self._names[dest.named] = self._names.get(dest.named, 0) + 1
         self._last_begun[fact.pid] = self._order
         if len(self._open) > _MOST_OPEN:
             self._unname(self._open.pop(next(iter(self._open))))
@@ -251,23 +256,28 @@ class Joins:
     def _settle(self, dest: _Dest, due_ms: int) -> None:
         dest.due_ms = due_ms
         self._settling[dest.key] = dest
+        heappush(self._timetable, (due_ms, dest.closed_order, dest.key))
+
+    def _decided(self, dests: list[_Dest]) -> list[Arrival]:
+        arrivals = []
+        for dest in dests:
+            if self._settling.pop(dest.key, None) is dest:
+                arrivals += [arrival for arrival in (self._decide(dest),) if arrival is not None]
+        return arrivals
 
     def _unname(self, dest: _Dest) -> None:
-        self._names[dest.named] -= 1
-        if self._names[dest.named] <= 0:
-            del self._names[dest.named]
+        count = self._names.pop(dest.named, 1) - 1
+        if count > 0:
+            self._names[dest.named] = count
 
     def _flush(self, which: Callable[[_Dest], bool]) -> list[Arrival]:
         settled = [dest for dest in self._settling.values() if which(dest)]
         cut = [dest for dest in self._open.values() if which(dest)]
-        arrivals: list[Arrival | None] = []
-        for dest in settled:
-            del self._settling[dest.key]
-            arrivals.append(self._decide(dest))
+        arrivals = self._decided(settled)
         for dest in cut:
             del self._open[dest.key]
-            arrivals.append(self._cut_short(dest))
-        return [arrival for arrival in arrivals if arrival is not None]
+            arrivals += [arrival for arrival in (self._cut_short(dest),) if arrival is not None]
+        return arrivals
 
     def _arrive(self, dest: _Dest, left: list[Left]) -> Arrival:
         self._unname(dest)
@@ -372,24 +382,22 @@ class Joins:
 
     def _contained(self, dest: _Dest, own: ReadsOf | None, kin: list[ReadsOf]) -> list[Left]:
         """tar, zip, gpg, cat a b: all that was read while the file was written, if enough arrived to hold it."""
+        size, total, known, earlier = (dest.size or 0) - dest.base, 0, True, False
         got: dict[bytes, tuple[Read, Link]] = {}
-        for of, link in (*(((own, "process"),) if own is not None else ()), *((of, "pipeline") for of in kin)):
-            for read in self._in_window(dest, of):
-                got.setdefault(read.key, (read, link))
-        size, earlier = (dest.size or 0) - dest.base, False
-        if not got and own is not None:
-            earlier = True
-            back = dest.first_ms - _EARLIER_MS
-            for read in islice(reversed(own.fresh.values()), _MOST_EARLIER):
-                if read.last_ms < back:
-                    break
-                got[read.key] = (read, "process")
-        for read, link in got.values():
-            if read.size is not None and 0 < size < read.size and read.name in dest.names:
+        near = self._near(dest, own, kin)
+        first = next(near, None)
+        if first is None and own is not None:
+            near, earlier = self._earlier(dest, own), True
+        for read, link in chain(() if first is None else (first,), near):
+            if read.key in got:
+                continue
+            if 0 < size < (read.size or 0) and read.name in dest.names:
                 return [self._left(dest, read, link, 0.7)]  # a plain copy that was cut off
-        total = sum(read.size or 0 for read, _ in got.values())
-        known = all(read.size is not None for read, _ in got.values())
-        if not got or size <= 0 or (size <= _TINY and size < 0.8 * total) or (known and size < _LEAST_SHARE * total):
+            got[read.key] = (read, link)
+            total, known = total + (read.size or 0), known and read.size is not None
+            if size < _LEAST_SHARE * total or (size <= _TINY and size < 0.8 * total):
+                return []  # and it can only become more; so a search is either short or uses up what it found
+        if not got or size <= 0:
             return []
         share = size / total if total else 0.0
         if earlier and share > 2:
@@ -399,10 +407,24 @@ class Joins:
         sure = 0.9 if 0.8 <= share <= 1.3 else 0.7 if share < 0.8 else 0.6 if share <= 2 else 0.5
         sure = 0.4 if earlier or not known else sure
         out = []
-        for read, link in got.values():
+        for read, link in reversed(got.values()):
             via = "lineage" if read.via and link == "process" else link
             out.append(Left(read, read.size, via, sure if link == "process" else round(sure - 0.05, 2)))
         return out
+
+    def _near(self, dest: _Dest, own: ReadsOf | None, kin: list[ReadsOf]) -> Iterator[tuple[Read, Link]]:
+        for read in self._in_window(dest, own) if own is not None else ():
+            yield read, "process"
+        for of in kin:
+            for read in self._in_window(dest, of):
+                yield read, "pipeline"
+
+    @staticmethod
+    def _earlier(dest: _Dest, own: ReadsOf) -> Iterator[tuple[Read, Link]]:
+        for read in islice(reversed(own.fresh.values()), _MOST_EARLIER):
+            if read.last_ms < dest.first_ms - _EARLIER_MS:
+                return
+            yield read, "process"
 
     def _in_window(self, dest: _Dest, of: ReadsOf) -> Iterator[Read]:
         """Fresh reads between the first sight of a file and its close, newest first."""

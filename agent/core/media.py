@@ -185,6 +185,8 @@ class Media:
 
     def mounted(self, fact: Mounted) -> Mount | None:
         """The mount, if it is a medium's; None if it is not (as far as is known yet) or was told before."""
+        if not fact.mount.startswith("/"):
+            return None
         at = (fact.namespace, fact.mount_id)
         if at in self.mounts and self.mounts[at].mount == clean_path(fact.mount):
             return None

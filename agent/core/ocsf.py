@@ -34,7 +34,7 @@ from agent.core import facts
 from agent.core.history import Summary
 from agent.core.joins import Arrival, Left
 from agent.core.limits import Passed
-from agent.core.media import Medium, Mount
+from agent.core.media import Medium, Mount, clean
 from agent.core.people import Entry
 from agent.core.policy import Raise
 from agent.core.register import Verdict
@@ -276,7 +276,7 @@ class Writer:
 
     def life(self, code: str, at_ms: int, detail: dict[str, Any]) -> Event:
         """`agent.started`, `agent.stopped`, `agent.heartbeat`, `agent.config`."""
-        event = self._event(code, CODES[code], at_ms, Sekisho(detail=detail or UNSET))
+        event = self._event(code, CODES[code], at_ms, Sekisho(detail=_writable(detail) or UNSET))
         event.metadata.profiles, event.device, event.app = _HOST, self._host, self._product
         return event
 
@@ -294,7 +294,7 @@ class Writer:
         count = "an unknown number of" if fact.count is None else str(fact.count)
         event = self._error("agent.gap", fact.at_ms, f"lost {count} records ({fact.reason})", {})
         event.unmapped.sekisho.lost = LostInfo(
-            reason=fact.reason,
+            reason=clean(fact.reason) or "unknown",
             since=fact.since_ms,
             until=fact.until_ms,
             count=UNSET if fact.count is None else fact.count,

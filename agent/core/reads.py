@@ -53,7 +53,6 @@ class ReadsOf:
 
     def add(self, read: Read, order: int) -> int:
         """Take in a read, or the same file opened again. Returns by how many the number kept has changed."""
-        before = len(self)
         unspent = self.fresh.pop(read.key, None)
         known = unspent or self.used.pop(read.key, None)
         if known is not None and (known.size, known.name) == (read.size, read.name):
@@ -66,11 +65,13 @@ class ReadsOf:
         read.order = unspent.order if unspent is not None else order
         self.last_ms = read.last_ms
         self.fresh[read.key] = read
-        if len(self) > MOST_OF_ONE:
+        change = 1 if known is None else 0
+        if len(self.fresh) + len(self.used) > MOST_OF_ONE:
+            change -= 1
             if not self.used:
                 self.forgotten += 1
             self._unindex(_pop_first(self.used or self.fresh))
-        return len(self) - before
+        return change
 
     def use(self, read: Read) -> None:
         """A join took it."""

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from agent.contract.codes import Decision
 from agent.core.facts import Approval, Register
+from agent.core.media import clean, clean_path
 
 REASONS = {
     "approved": "an approval covers medium, machine, directory and time",
@@ -93,7 +94,7 @@ class MediaRegister:
             return "expired"
         if at_ms < entry.since_ms:
             return "not_yet_valid"
-        if entry.dirs and dirs and not set(dirs).intersection(each.rstrip("/") or "/" for each in entry.dirs):
+        if entry.dirs and dirs and not set(dirs).intersection(entry.dirs):
             return "other_directory"
         if entry.read_only and writing:
             return "read_only_approval"
@@ -103,7 +104,17 @@ class MediaRegister:
         self.version = version
         self._approvals = {}
         for entry in approvals:
-            self._approvals.setdefault(entry.key, []).append(entry)
+            kept = Approval(
+                id=clean(entry.id),
+                key=clean(entry.key),
+                since_ms=entry.since_ms,
+                until_ms=entry.until_ms,
+                machines=[clean(each) for each in entry.machines],
+                dirs=[clean_path(each).rstrip("/") or "/" for each in entry.dirs],
+                read_only=entry.read_only,
+                revoked=entry.revoked,
+            )
+            self._approvals.setdefault(kept.key, []).append(kept)
 
     def to_bytes(self) -> bytes:
         """The register as it is kept over a restart; empty if there never was one."""

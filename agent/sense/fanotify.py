@@ -2,12 +2,13 @@
 # (paths are raw bytes here, and pathlib knows only text)
 """Which files are opened, written, renamed and removed, in protected directories and on media: fanotify(7).
 
-Owns: two notification groups, their marks, and the way from a file handle to a path. Protected trees carry a mark on every
-directory (work elsewhere costs nothing) and on single files that are reached from elsewhere too: hard links, moved-out
-files. A medium with a file system of its own carries one mark on that file system; a plain folder, marks on its
-directories; a file system that refuses handles (exfat, FUSE, a btrfs subvolume) is read through the second, descriptor
-group, which tells finished writes only. Facts for unprotected and protected paths look the same: what a path means is
-the core's to know. Must not know: processes (it names pids, and `on_pid` lets the daemon look while they live), policy.
+Owns: two notification groups and what is read from them (where their marks lie, and the way from a handle to a path, is in
+`marks.py`). Protected trees carry a mark on every directory (work elsewhere costs nothing) and on single files that are
+reached from elsewhere too: hard links, moved-out files. A medium with a file system of its own carries one mark on that
+file system; a plain folder, marks on its directories; a file system that refuses handles (exfat, FUSE, a btrfs subvolume)
+is read through the second, descriptor group, which tells finished writes only. Facts for unprotected and protected paths
+look the same: what a path means is the core's to know. Must not know: processes (it names pids, and `on_pid` lets the
+daemon look while they live), policy.
 
 No descriptor stays open on a medium, so that it can be unmounted at any time. New directories are marked, then searched:
 what is in them by then is told as Found, with the pid of whoever made the directory as a hint.
@@ -24,7 +25,7 @@ from agent.contract.event import path_text
 from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Found, Grown, Lost, Moved, Opened
 from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import Names, heads, names
-from agent.sense.marks import Marks, Seen, real
+from agent.sense.marks import Marks, Paths, Seen, real
 
 _CACHED = 4096
 _GROWING = 4096
@@ -63,9 +64,8 @@ class Fanotify:
         self._poll.register(self._plain, select.EPOLLIN)
         self.want_sizes = False
         self.ignore = {os.getpid()}
-        self.unresolved = 0
         self._marks = Marks(self._group, self._plain)
-        self._dirs: dict[bytes, tuple[bytes, str]] = {}
+        self._paths = Paths(self._marks)
         self._seen: dict[bytes, _Known] = {}
         self._growing: dict[bytes, _Growing] = {}
         self._sweeping: Iterator[tuple[bytes, Seen] | None] | None = None
@@ -183,8 +183,8 @@ class Fanotify:
             why.append(f"{path_text(path)} could not be searched to its end")
         ok = not why
         counts = f"{self._marks.count} marks on {len(self._marks.roots)} directories and media"
-        if self.unresolved:
-            why.append(f"{self.unresolved} times a file was gone before its path was known")
+        if self._paths.unresolved:
+            why.append(f"{self._paths.unresolved} times a file was gone before its path was known")
         return Coverage(
             at_ms=now_ms,
             sensor="fanotify",
@@ -235,11 +235,11 @@ class Fanotify:
     def _look_up(self, record: bytes) -> _Known:
         told = names(record, 0, len(record))
         if told.dir:
-            folder, text = self._dir(told.dir)
+            folder, text = self._paths.of(told.dir)
             raw = folder + b"/" + told.name if folder else told.name
             path = f"{text}/{path_text(told.name)}" if folder else path_text(told.name)
         else:
-            raw, path = self._resolve(told.target)
+            raw, path = self._paths.resolve(told.target)
         if len(self._seen) >= _CACHED:
             self._seen.clear()
         known = (told.target or told.dir, raw, path)
@@ -280,10 +280,10 @@ class Fanotify:
             yield Deleted(at_ms=now_ms, pid=pid, key=key, path=path)
 
     def _renamed(self, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
-        raw, path = self._join(told.dir, told.name)
-        _, old_path = self._join(told.old_dir, told.old_name)
+        raw, path = self._paths.join(told.dir, told.name)
+        _, old_path = self._paths.join(told.old_dir, told.old_name)
         if not told.dir:  # to where nothing is marked: follow the file itself
-            raw, path = self._resolve(told.target)
+            raw, path = self._paths.resolve(told.target)
             if raw:
                 self._marks.mark_file(raw)
         if told.target in self._growing:
@@ -296,8 +296,8 @@ class Fanotify:
         """Something happened to a directory: a new one is marked and searched, a moved one makes known paths wrong."""
         if mask & kernel.FAN_RENAME:
             self._forget_paths()
-            raw, path = self._join(told.dir, told.name) if told.dir else self._resolve(told.target)
-            old_raw, old_path = self._join(told.old_dir, told.old_name)
+            raw, path = self._paths.join(told.dir, told.name) if told.dir else self._paths.resolve(told.target)
+            old_raw, old_path = self._paths.join(told.old_dir, told.old_name)
             self._marks.renamed(old_raw, raw)
             for file in self._growing.values():
                 if file.path.startswith(old_raw + b"/"):
@@ -305,7 +305,7 @@ class Fanotify:
             yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, is_dir=True)
             came_in = bool(told.dir) and (not told.old_dir or told.target in self._missed)
         else:
-            raw, path = self._join(told.dir, told.name)
+            raw, path = self._paths.join(told.dir, told.name)
             came_in = bool(mask & kernel.FAN_CREATE)
         if mask & kernel.FAN_ATTRIB:
             found = _lstat(raw)
@@ -316,7 +316,7 @@ class Fanotify:
             try:
                 self._marks.search(root, raw, inside)
             except OSError:  # it has another name by now, or is gone again
-                raw, _ = self._resolve(told.target)
+                raw, _ = self._paths.resolve(told.target)
                 try:
                     self._marks.search(root, raw, inside)
                 except OSError:
@@ -340,7 +340,7 @@ class Fanotify:
                     key = kernel.file_key(link, follow=True)
                     closed.append(Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=size))
             except OSError:
-                self.unresolved += 1
+                self._paths.unresolved += 1
             finally:
                 os.close(fd)
         if on_pid is not None:
@@ -360,58 +360,10 @@ class Fanotify:
                 for _ in facts:  # only for the marks: directories may have been made that nobody told us of
                     continue
 
-    # -- paths --------------------------------------------------------------------------------------------------------
-
-    def _dir(self, handle: bytes) -> tuple[bytes, str]:
-        known = self._dirs.get(handle)
-        if known is None:
-            known = self._resolve(handle)
-            if known[0]:
-                if len(self._dirs) >= _CACHED:
-                    for old in list(self._dirs)[: _CACHED // 4]:
-                        del self._dirs[old]
-                self._dirs[handle] = known
-        return known
-
-    def _join(self, folder: bytes, name: bytes) -> tuple[bytes, str]:
-        if not folder:
-            return b"", ""
-        raw, text = self._dir(folder)
-        if name == b"." or not name:
-            return raw, text
-        return (raw + b"/" + name, f"{text}/{path_text(name)}") if raw else (name, path_text(name))
-
-    def _resolve(self, handle: bytes) -> tuple[bytes, str]:
-        """The path of a handle now, by way of a root on its file system; empty when the file is gone (ESTALE is normal)."""
-        kept = self._marks.kept.get(handle)
-        if kept is not None:
-            return kept, path_text(kept)
-        system, opaque = handle[:8], handle[8:]
-        for root in self._marks.roots.values():
-            if root.fsid != system:
-                continue
-            try:
-                mount = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                if kernel.fsid(mount) == system:  # else unmounted since: a handle means another file there
-                    fd = kernel.open_by_handle_at(mount, opaque)
-                    try:
-                        raw = os.readlink(b"/proc/self/fd/%d" % fd)
-                    finally:
-                        os.close(fd)
-                    if raw.startswith(b"/") and not raw.endswith(b" (deleted)"):
-                        return raw, path_text(raw)
-            except OSError:
-                continue
-            finally:
-                os.close(mount)
-        self.unresolved += 1
-        return b"", ""
+    # -- what is found by looking --------------------------------------------------------------------------------------
 
     def _forget_paths(self) -> None:
-        self._dirs.clear()
+        self._paths.forget()
         self._seen.clear()
 
     def _found(self, files: list[Seen], now_ms: int, pid: int, since_ms: int = 0) -> Iterator[Fact]:

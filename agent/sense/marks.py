@@ -1,6 +1,6 @@
-# ruff: noqa: PTH112, PTH116
+# ruff: noqa: PTH112, PTH115, PTH116
 # (paths are raw bytes here, and pathlib knows only text)
-"""Where fanotify's marks lie: protected trees, media, single files; and the search that puts a mark on each directory.
+"""Where fanotify's marks lie: protected trees, media, single files; the search that marks each directory; handles to paths.
 
 Owns: the list of watched roots, and which way each is watched: a mark on every directory ("directories"), one on a file
 system of its own ("filesystem"), or one in the descriptor group where file handles are refused ("descriptors"). Must not
@@ -27,6 +27,7 @@ _FILE = kernel.FAN_OPEN | kernel.FAN_CLOSE_WRITE | kernel.FAN_ATTRIB
 _SYSTEM = (b"/", b"/usr", b"/var", b"/etc", b"/home", b"/boot", b"/dev", b"/run")
 _SEARCH_MAX = 200_000
 _LINKS_MAX = 100_000
+_CACHED = 4096
 
 Seen = tuple[bytes, os.stat_result]
 """A file's path and its lstat"""
@@ -232,6 +233,69 @@ class Marks:
 
     def _taken(self) -> set[int]:
         return system_devices() | {root.dev for root in self.roots.values() if not root.medium}
+
+
+class Paths:
+    """From file handles to paths, by way of a root on the same file system, which is opened for some 20 us only."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._dirs: dict[bytes, tuple[bytes, str]] = {}
+        self.unresolved = 0
+
+    def of(self, handle: bytes) -> tuple[bytes, str]:
+        """The path of a directory, raw and as text; remembered."""
+        known = self._dirs.get(handle)
+        if known is None:
+            known = self.resolve(handle)
+            if known[0]:
+                if len(self._dirs) >= _CACHED:
+                    for old in list(self._dirs)[: _CACHED // 4]:
+                        del self._dirs[old]
+                self._dirs[handle] = known
+        return known
+
+    def join(self, folder: bytes, name: bytes) -> tuple[bytes, str]:
+        """The path of `name` in a directory; of the directory itself if the name is "." or empty."""
+        if not folder:
+            return b"", ""
+        raw, text = self.of(folder)
+        if name == b"." or not name:
+            return raw, text
+        return (raw + b"/" + name, f"{text}/{path_text(name)}") if raw else (name, path_text(name))
+
+    def resolve(self, handle: bytes) -> tuple[bytes, str]:
+        """The path of a handle now, by way of a root on its file system; empty when the file is gone (ESTALE is normal)."""
+        kept = self._marks.kept.get(handle)
+        if kept is not None:
+            return kept, path_text(kept)
+        system, opaque = handle[:8], handle[8:]
+        for root in self._marks.roots.values():
+            if root.fsid != system:
+                continue
+            try:
+                mount = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                if kernel.fsid(mount) == system:  # else unmounted since: a handle means another file there
+                    fd = kernel.open_by_handle_at(mount, opaque)
+                    try:
+                        raw = os.readlink(b"/proc/self/fd/%d" % fd)
+                    finally:
+                        os.close(fd)
+                    if raw.startswith(b"/") and not raw.endswith(b" (deleted)"):
+                        return raw, path_text(raw)
+            except OSError:
+                continue
+            finally:
+                os.close(mount)
+        self.unresolved += 1
+        return b"", ""
+
+    def forget(self) -> None:
+        """A directory has another path now."""
+        self._dirs.clear()
 
 
 def system_devices() -> set[int]:
