@@ -79,7 +79,7 @@ class Daemon:
         self._site = site
         self._record = None
         self._inbox: deque[Fact] = deque()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = self._reloading = False
         self._stop_threads = threading.Event()
         self._poll = select.poll()
@@ -160,7 +160,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
         self._recorder.start()
         talkers = self._sender.start(self._stop_threads)
         self._begin(now_ms)
@@ -208,7 +208,8 @@ class Daemon:
     def turn(self) -> None:
         """One round: wait for something to read or for the next tick, take every fact, hand the events on."""
         self._poll_holder()
-        wait_ms = max(0, min(_TICK_MS, self._last_tick + _TICK_MS - _now_ms()))
+        due_ms = min(self._last_tick + _TICK_MS, self._core.due_ms or 1 << 62)
+        wait_ms = max(0, min(_TICK_MS, due_ms - _now_ms()))
         ready = {fd for fd, _ in self._poll.poll(wait_ms)}
         now_ms = _now_ms()
         if self._wake in ready:
@@ -231,6 +232,8 @@ class Daemon:
             self._read_files(now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
+        elif self._core.due_ms is not None and now_ms >= self._core.due_ms:
+            self._take(facts.Tick(at_ms=now_ms))
         self._hand_on(now_ms)
 
     def _poll_holder(self) -> None:
@@ -330,7 +333,8 @@ class Daemon:
     def _tell(self, fact: Fact) -> None:
         """From any thread: a fact for the core."""
         self._inbox.append(fact)
-        os.eventfd_write(self._wake, 1)
+        with contextlib.suppress(BlockingIOError):  # full: it rings anyway
+            os.write(self._bell, b"!")
 
     def _look_for_trees(self, now_ms: int) -> None:
         """Protected directories that are not watched yet (autofs, LUKS, NFS come late) or were replaced."""

@@ -60,6 +60,18 @@ def collector(place: Ground) -> Iterator[tuple[int, Path]]:
         serving.wait(30)
 
 
+def joined(port: int) -> type[Sekisho]:
+    """An agent that sends to the collector at `port` of this machine."""
+
+    class Joined(Sekisho):
+        more = (
+            f'[agent.collector]\nurl = "http://127.0.0.1:{port}"\ntoken = "bench"\n'
+            '[[agent.limit]]\nname = "burst"\nfiles = 1000000\nwindow = "10m"\n'
+        )
+
+    return Joined
+
+
 class Tail:
     """`sekisho-collector tail -f -o json`, each line with the moment it came out."""
 
@@ -115,13 +127,7 @@ def main() -> None:
         for number in range(given.copies + 5):
             (place.protected / f"n{number}.csv").write_bytes(chance.randbytes(4000))
 
-        class Joined(Sekisho):
-            more = (
-                f'[agent.collector]\nurl = "http://127.0.0.1:{port}"\ntoken = "bench"\n'
-                '[[agent.limit]]\nname = "burst"\nfiles = 1000000\nwindow = "10m"\n'
-            )
-
-        with ground.watching("sekisho", place, Joined):
+        with ground.watching("sekisho", place, joined(port)):
             tail = Tail(config)
             try:
                 for number in range(given.copies + 5):

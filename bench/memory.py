@@ -1,7 +1,8 @@
 """What memory does the agent take, and what CPU while nothing happens?
 
-PSS and USS of all its processes after start, after 50,000 protected directories, after a storm of 50,000 small files onto
-a medium; idle CPU over a minute with both in place; and what each import costs by itself, in a fresh interpreter.
+PSS and USS of all its processes, with a collector on this machine to talk to: after start, after 50,000 protected
+directories, after a storm of 50,000 small files onto a medium; idle CPU over a minute with both in place; and what each
+import costs by itself, in a fresh interpreter.
 
     python -m bench.memory [--files N] [--directories N] [--idle SECONDS]
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from bench import ground
 from bench.ground import Sekisho
+from bench.latency import collector, joined
 
 IMPORTS = [
     "msgspec.json",
@@ -71,15 +73,16 @@ def main() -> None:
     args.add_argument("-r", "--rounds", type=int, default=1, help="accepted for the sake of `python -m bench`; not used")
     given = args.parse_args()
     stages = []
-    with ground.ground("memory") as place:
-        with ground.watching("sekisho", place) as agent:
+    with ground.ground("memory") as place, collector(place) as (port, _):
+        with ground.watching("sekisho", place, joined(port)) as agent:
             assert isinstance(agent, Sekisho)
+            agent.until(lambda status: bool(status["collector"]["last_receipt"]), "is not heard by the collector")
             stages.append(stage("after start", agent))
         ground.plant(place.protected / "tree", max(1, given.files // 50))
         for number in range(given.directories):
             (place.protected / "many" / f"m{number // 250}" / f"d{number}").mkdir(parents=True)
         began = time.monotonic()
-        with ground.watching("sekisho", place) as agent:
+        with ground.watching("sekisho", place, joined(port)) as agent:
             assert isinstance(agent, Sekisho)
             start_s = time.monotonic() - began
             stages.append(stage(f"{given.directories:,} directories protected", agent))

@@ -34,6 +34,13 @@ GROUP_EVENTS = 20_000
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
+def _status_name(row: Row) -> str:
+    """Under which name an agent's newest status is found again: its code; what sensors say, for each sensor of a run."""
+    if row.code != "agent.sensors":
+        return str(row.code)
+    return f"agent.sensors/{str(event.read(row.raw).unmapped.sekisho.detail.get('sensor', ''))[:32]}"
+
+
 class Busy(Exception):
     """The writer has more to do than it may queue; try again shortly."""
 
@@ -137,7 +144,7 @@ class Writer:
         for row in rows:
             done += self.frontier.add(row.leaf)
             if row.code is not None and row.code.startswith("agent."):
-                self._appended.append((row.agent, row.code, self.frontier.size))
+                self._appended.append((row.agent, _status_name(row), self.frontier.size))
         self.session.add(first, rows, self.now())
         if done:
             self.session.add_nodes(done)
@@ -207,6 +214,8 @@ class Writer:
                     except Refusal as refused:
                         results.append((future, None, refused))
                 for agent, code, pos in self._appended:
+                    if code == "agent.started":
+                        self.session.execute("DELETE FROM latest WHERE agent = ? AND code LIKE 'agent.sensors/%'", (agent,))
                     self.session.execute("INSERT OR REPLACE INTO latest VALUES (?, ?, ?)", (agent, code, pos))
                 self.session.commit()
             except Exception as error:

@@ -40,7 +40,7 @@ class AgentRow(Struct, kw_only=True):
     version: str | None = None
     config: str | None = None
     blind: list[str] = []
-    sensors: Any = None
+    sensors: list[dict[str, Any]] = []
     queue: Any = None
 
 
@@ -79,25 +79,19 @@ def _version(raw: bytes | None) -> str | None:
         return None
 
 
-def _blind(sensors: Any) -> list[str]:
-    """Codes of what is not seen, from the detail of an `agent.sensors` event, whichever way it lists its sensors."""
-    found: list[str] = []
-    waiting = [sensors]
-    while waiting:
-        here = waiting.pop()
-        if isinstance(here, list):
-            waiting += here
-        elif isinstance(here, dict):
-            listed = here.get("blind")
-            found += [code for code in listed if isinstance(code, str)] if isinstance(listed, list) else []
-            waiting += [value for name, value in here.items() if name != "blind"]
-    return sorted(set(found))
+def _blind(sensors: list[dict[str, Any]]) -> list[str]:
+    """Codes of what is not seen, over all sensors."""
+    found: set[str] = set()
+    for detail in sensors:
+        listed = detail.get("blind")
+        found |= {code for code in listed if isinstance(code, str)} if isinstance(listed, list) else set()
+    return sorted(found)
 
 
 def row(machine: Machine, enrolled_at: int, latest: dict[str, bytes]) -> AgentRow:
-    """The fleet's line for a machine; `latest` maps an `agent.*` code to its newest event's bytes."""
-    sensors = _detail(latest.get("agent.sensors"))
-    newest = latest.get("agent.heartbeat") or latest.get("agent.started") or latest.get("agent.sensors")
+    """The fleet's line for a machine; `latest` maps an `agent.*` code (`agent.sensors/NAME`) to its newest event's bytes."""
+    sensors = [_detail(raw) for code, raw in sorted(latest.items()) if code.startswith("agent.sensors/")]
+    newest = latest.get("agent.heartbeat") or latest.get("agent.started")
     digest = _detail(latest.get("agent.config")).get("digest")
     blind = _blind(sensors)
     return AgentRow(
@@ -109,6 +103,6 @@ def row(machine: Machine, enrolled_at: int, latest: dict[str, bytes]) -> AgentRo
         version=_version(newest),
         config=digest if isinstance(digest, str) else None,
         blind=blind,
-        sensors=sensors or None,
+        sensors=sensors,
         queue=_detail(latest.get("agent.heartbeat")).get("queue"),
     )

@@ -412,6 +412,22 @@ def test_a_silent_machine_is_an_event_and_so_is_its_return(tmp_path: Path) -> No
         house.stop()
 
 
+def test_a_machine_is_blind_as_long_as_one_of_its_sensors_is(collector: Collector, agent: Client) -> None:
+    def tell(code: str, **detail: Any) -> dict[str, Any]:
+        agent.append(draft(code, agent=agent.id, detail=detail))
+        assert agent.send(len(agent.lines))[0] == 200
+        row: dict[str, Any] = collector.get("/v1/agents")["agents"][0]
+        return row
+
+    tell("agent.started")
+    assert tell("agent.sensors", sensor="fanotify", ok=False, blind=["exfat"])["state"] == "blind"
+    row = tell("agent.sensors", sensor="udev", ok=True, blind=[])
+    assert (row["state"], row["blind"], row["version"]) == ("blind", ["exfat"], "0.1.0")
+    assert tell("agent.sensors", sensor="fanotify", ok=True, blind=[])["state"] == "ok"
+    tell("agent.sensors", sensor="mtp", ok=False, blind=["mtp"])
+    assert tell("agent.started")["state"] == "ok", "what the last run could not see says nothing of this one"
+
+
 def test_the_collectors_own_events_are_ocsf_and_a_whole_chain(tmp_path: Path) -> None:
     house = Collector(tmp_path)
     house.config_file.write_text(house.config_file.read_text().replace('"5s"', '"300ms"'))

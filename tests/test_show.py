@@ -71,7 +71,7 @@ SENTENCES = [
         "file.history",
         {
             "protected": event.ProtectedInfo(path="/srv/c", label="customers"),
-            "detail": {"read": 12, "changed": 1, "deleted": 0},
+            "detail": {"reads": 12, "writes": 1, "deletes": 0},
         },
         "customers: 12 read, 1 changed",
     ),
@@ -87,7 +87,14 @@ SENTENCES = [
         {"lost": event.LostInfo(reason="overflow", since=1, until=2)},
         "lost: an unknown number of events (overflow)",
     ),
-    ("agent.sensors", {"detail": {"blind": ["mtp", "network"]}}, "not seen on this machine: mtp, network"),
+    (
+        "agent.sensors",
+        {"detail": {"sensor": "udev", "ok": False, "blind": ["mtp", "network"]}},
+        "udev: does not see mtp, network",
+    ),
+    ("agent.sensors", {"detail": {"sensor": "udev", "ok": True, "blind": []}}, "udev: sees all it should"),
+    ("agent.clock", {"detail": {"jump_ms": -1500}}, "the clock jumped by -1.5 s"),
+    ("agent.tampered", {"detail": {"what": "fork"}}, "the agent's own records or files were altered: fork"),
     ("agent.silent", {"detail": {"last_seen": AT}}, "stopped reporting, last heard 2014-06-09 17:00:00"),
 ]
 

@@ -24,7 +24,7 @@ MAX_PIECE = 400
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _COLOURS = {1: "", 2: "", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[1;31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
-_OPERATIONS = ("read", "changed", "created", "renamed", "deleted")
+_OPERATIONS = ("reads", "writes", "deletes", "renames")
 
 
 def harmless(text: str, limit: int = MAX_PIECE) -> str:
@@ -214,10 +214,24 @@ class _Pieces(dict[str, str]):
                 found.append(self.texts[f"op.{name}"].format(number))
         return ", ".join(found) or (harmless(self.seen.message) if self.seen.message else self.texts["op.none"])
 
-    def _blind(self) -> str:
+    def _sensor(self) -> str:
+        name = self.ours.detail.get("sensor")
+        return harmless(name, 40) if isinstance(name, str) and name else self.texts["something"]
+
+    def _coverage(self) -> str:
         blind = self.ours.detail.get("blind")
         codes = [harmless(code, 40) for code in blind if isinstance(code, str)] if isinstance(blind, list) else []
-        return ", ".join(codes[:12]) or (self.texts["nothing"] if isinstance(blind, list) else "?")
+        if not codes and self.ours.detail.get("ok") is True:
+            return self.texts["sees.all"]
+        return self.texts["sees.not"].format(", ".join(codes[:12]) or self.texts["something"])
+
+    def _what(self) -> str:
+        what = self.ours.detail.get("what")
+        return self.texts["more"].format(harmless(what, 80)) if isinstance(what, str) and what else self._more()
+
+    def _jump(self) -> str:
+        jump_ms = self.ours.detail.get("jump_ms")
+        return self.texts["jump"].format(jump_ms / 1000) if type(jump_ms) is int and abs(jump_ms) < 1 << 53 else ""
 
     def _lost(self) -> str:
         lost = self.ours.lost

@@ -382,7 +382,7 @@ class Joins:
 
     def _contained(self, dest: _Dest, own: ReadsOf | None, kin: list[ReadsOf]) -> list[Left]:
         """tar, zip, gpg, cat a b: all that was read while the file was written, if enough arrived to hold it."""
-        size, total, known, earlier = (dest.size or 0) - dest.base, 0, True, False
+        size, total, known, earlier = dest.size or 0, 0, True, False
         got: dict[bytes, tuple[Read, Link]] = {}
         near = self._near(dest, own, kin)
         first = next(near, None)
@@ -405,7 +405,9 @@ class Joins:
         if earlier:
             got = {key: each for key, each in got.items() if not self._reserved(dest, each[0])}
         sure = 0.9 if 0.8 <= share <= 1.3 else 0.7 if share < 0.8 else 0.6 if share <= 2 else 0.5
-        sure = 0.4 if earlier or not known else sure
+        # A known file that came out a little larger was written anew, or only a line was added: no event tells which.
+        added_little = 0 < dest.base < size and size - dest.base < _LEAST_SHARE * total
+        sure = 0.4 if earlier or not known or added_little else sure
         out = []
         for read, link in reversed(got.values()):
             via = "lineage" if read.via and link == "process" else link

@@ -4,7 +4,8 @@ Owns: the order of the stages, which place a path is (protected, on a medium, el
 Must not know the shape of events, how a join is graded, or any edge. No clock: time is what the facts say. `feed` never
 raises for what facts say, in whatever order they come.
 
-State is handed out at most once a second while events come in a storm: after a kill, at most that second is not counted.
+State is handed out with the events that changed it; a large one (thousands of distinct files within the windows) at most
+once a second while they come in a storm: after a kill, at most that second is not counted.
 """
 
 from collections import Counter, deque
@@ -33,6 +34,7 @@ MOST_AT_ONCE = 2_000
 """Events that one `feed` hands out: an archive of 50,000 files must not fill the memory. The rest comes with the next facts."""
 _SWEEP_MS = 10_000
 _KEEP_MS = 1_000
+_KEEP_BYTES_A_MS = 64
 _MOST_PLACES = 8_192
 
 
@@ -81,7 +83,7 @@ class Core:
         self._attached: dict[str, Event] = {}
         self._places: dict[str, _Place] = {}
         self._counts: Counter[str] = Counter()
-        self._now_ms = self._swept_ms = self._kept_ms = 0
+        self._now_ms = self._swept_ms = self._kept_ms = self._keep_every_ms = 0
         self._dirty = self._state_lost = False
         self.reconfigure(config)
         self._stages: dict[type[facts.Fact], Callable[[Any], Iterator[Event]]] = {
@@ -418,14 +420,16 @@ class Core:
     def state_changed(self) -> bool:
         """Whether `state` is worth keeping now."""
         changed = self._dirty or self._limits.changed or self._lineage.changed or self._unapproved.changed
-        return changed and not 0 <= self._now_ms - self._kept_ms < _KEEP_MS
+        return changed and not 0 <= self._now_ms - self._kept_ms < self._keep_every_ms
 
     def state(self) -> bytes:
         """What must outlive a restart: register, limit counters, lineage, findings made for media that are plugged in."""
         self._dirty = self._limits.changed = self._lineage.changed = self._unapproved.changed = False
         self._kept_ms = self._now_ms
         rooms = (self._register, self._limits, self._lineage, self._unapproved)
-        return msgspec.msgpack.encode(_State(*(room.to_bytes() for room in rooms)))
+        kept = msgspec.msgpack.encode(_State(*(room.to_bytes() for room in rooms)))
+        self._keep_every_ms = min(_KEEP_MS, len(kept) // _KEEP_BYTES_A_MS)
+        return kept
 
     def restore(self, data: bytes | None) -> None:
         """Take back what `state` gave. What can't be read is said in an `agent.gap` with the next fact."""

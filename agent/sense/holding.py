@@ -4,7 +4,7 @@ Owns: one fanotify permission group (FAN_OPEN_PERM, file-system marks), the answ
 opener's /proc in between. Every open is allowed. It runs apart from the agent so that whoever is held never waits for the
 agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing, keeps no file.
 
-How long somebody waits: a pid is looked at once a second at most; a look ends after about 2 ms. A process that opens many
+How long somebody waits: a pid is looked at once a second at most; a look ends after about 2 ms of work. A process that opens many
 files at once (more than STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are
 lifted for SUSPEND_S. While they are, another process could write unheld; the notification marks still tell its pid, and
 the agent then reads its /proc a little later (99 % of the time early enough), so what is at risk is the argv of a program
@@ -109,7 +109,7 @@ class Holding:
         if len(self._looked) >= _KNOWN_MAX:
             self._looked.clear()
         self._looked[pid] = now
-        deadline = now + BUDGET_S
+        deadline = time.thread_time() + BUDGET_S  # of our own work: on a busy machine the wall clock runs on without us
         opener = procfs.look(pid)
         if opener is None:
             return []
@@ -119,7 +119,7 @@ class Holding:
             return learned  # nobody can hold the other end
         kin = [ppid, *procfs.children(ppid), *procfs.children(pid)]
         for other in kin[:_GROUP_MAX]:
-            if time.monotonic() >= deadline:
+            if time.thread_time() >= deadline:
                 break
             seen = procfs.stat(other) if other > 1 and other != pid else None
             if seen is not None and seen.pgrp == pgrp and now - self._looked.get(other, 0.0) >= REMEMBER_S:

@@ -35,7 +35,7 @@ CREATE TABLE agents (
     last_seen INTEGER NOT NULL, silent INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 
--- Each agent's newest event of every `agent.*` code.
+-- Each agent's newest event of every `agent.*` code; `agent.sensors/NAME` for each sensor since it was started.
 CREATE TABLE latest (agent TEXT NOT NULL, code TEXT NOT NULL, pos INTEGER NOT NULL, PRIMARY KEY (agent, code)) WITHOUT ROWID;
 
 -- `hash` is SHA-256 of the token, which is never kept. `role` "enroll": an enrolment token. `uses` NULL: without end.
