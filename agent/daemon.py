@@ -14,6 +14,7 @@ import secrets
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -88,6 +89,7 @@ class Daemon:
         self._told_coverage: dict[str, facts.Coverage] = {}
         self._trees: dict[str, bool] = {}
         self._watched: dict[tuple[int, int], str] = {}
+        self._held: set[str] = set()
         self._made: list[Event] = []
         self._told_process: dict[int, facts.Process] = {}
         self._last_tick = self._last_trees = self._last_summary = 0
@@ -153,6 +155,7 @@ class Daemon:
     def run(self) -> int:
         """Watch until SIGTERM or SIGINT; then record what is known, say so, and return 0."""
         service.raise_descriptor_limit()
+        sys.setswitchinterval(0.0005)  # the thread that senses must not wait 5 ms for one that packs a batch
         now_ms = _now_ms()
         self._open_sensors(now_ms)
         self._listener = service.listen(self._site.agent.state_dir)
@@ -219,7 +222,6 @@ class Daemon:
             service.answer(self._listener, self.status(now_ms))
         while self._inbox:
             self._take(self._inbox.popleft())
-        self._processes_first(now_ms)
         for name in ("mounts", "udev", "simulated"):
             sensor = self._sensors.get(name)
             if sensor is not None and sensor.fileno() in ready:
@@ -229,7 +231,8 @@ class Daemon:
                 self._look_at_folders()
                 self._follow_media(now_ms)
         if self._files.fileno() in ready:
-            self._read_files(now_ms)
+            self._read_files(now_ms)  # before the process table: whoever did it may be about to end
+        self._read_processes(now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
         elif self._core.due_ms is not None and now_ms >= self._core.due_ms:
@@ -250,8 +253,7 @@ class Daemon:
         if self._holder is not None and isinstance(self._files, Fanotify):
             self._files.ignore = {os.getpid(), self._holder.pid}
 
-    def _processes_first(self, now_ms: int) -> None:
-        """Forks and held openers are told before the file facts that name them."""
+    def _read_processes(self, now_ms: int) -> None:
         for fact in self._processes.drain(now_ms):
             if isinstance(fact, facts.ProcGone):
                 self._told_process.pop(fact.pid, None)
@@ -362,6 +364,7 @@ class Daemon:
             mount = self._watched.pop(key)
             if mount not in wanted.values():
                 self._files.unwatch(mount)
+                self._held.discard(mount)
                 if self._holder is not None:
                     self._holder.unwatch(mount)
         for key, mount in wanted.items():
@@ -373,6 +376,18 @@ class Daemon:
             except SensorError as error:
                 self._blind_mount(path_text(os.fsencode(mount)), str(error), now_ms)
         self._files.want_sizes = bool(self._watched)
+        self._wake_on_exec(any(mount not in self._held for mount in self._watched.values()))
+
+    def _wake_on_exec(self, wanted: bool) -> None:
+        """While a medium is there whose openers can't be held (a folder plays it), programs are looked at when they start."""
+        fd = self._processes.wake_fd
+        if wanted == self._processes.eager or fd < 0:
+            return
+        self._processes.eager = wanted
+        if wanted:
+            self._poll.register(fd, select.POLLIN)
+        else:
+            self._poll.unregister(fd)
 
     def _mark(self, mount: str) -> None:
         """A file system of its own gets one mark and holding; a folder, or what shares its file system, marks on its tree."""
@@ -384,6 +399,7 @@ class Daemon:
             else:
                 if self._holder is not None:
                     self._holder.watch(mount)
+                    self._held.add(mount)
             return
         self._files.watch_medium(mount, False)
 
@@ -485,7 +501,7 @@ class Daemon:
     def _end(self, talkers: list[threading.Thread]) -> bool:
         """Take what the kernel still has to tell, record it, and say that we stop. False if it could not be recorded."""
         now_ms = _now_ms()
-        self._processes_first(now_ms)
+        self._read_processes(now_ms)
         self._take_all(self._files.drain(now_ms, self._on_pid))
         self._take(facts.Stopping(at_ms=_now_ms()))
         self._hand_on(now_ms)
