@@ -316,7 +316,7 @@ class Joins:
                 return [self._left(dest, read, "pipeline", 0.9 if read.size is not None else 0.75)]
         if dest.size == 0 or self._explained(dest):
             return []
-        if own is not None and (got := self._same_size(dest, own, "process")):
+        if own is not None and (got := self._same_size(dest, own, "process") or self._moved_away(dest, own)):
             return got
         for of in kin:
             if got := self._same_size(dest, of, "pipeline"):
@@ -378,6 +378,13 @@ class Joins:
             return [self._left(dest, fresh[0], link, 0.85 if in_window else 0.7)]
         if fresh or same:
             return [self._left(dest, max(fresh or same, key=lambda read: read.order), link, 0.6 if fresh else 0.5)]
+        return []
+
+    def _moved_away(self, dest: _Dest, own: ReadsOf) -> list[Left]:
+        """mv: the one file that the writer opened meanwhile was gone before its size could be looked up."""
+        meanwhile = list(islice(self._in_window(dest, own), 2))
+        if len(meanwhile) == 1 and meanwhile[0].size is None:
+            return [self._left(dest, meanwhile[0], "process", 0.75)]
         return []
 
     def _contained(self, dest: _Dest, own: ReadsOf | None, kin: list[ReadsOf]) -> list[Left]:
