@@ -1,8 +1,8 @@
-"""The daemon: one thread that senses and thinks, one that records, two that talk to the collector. Wires, starts, stops.
+"""The daemon: one thread senses and thinks, one records, two talk to the collector. Wires, starts, stops.
 
-Owns: the sensors and the order in which they are asked, the bounded queues between threads, signals, sdservice.notify(3), reload,
-and carrying to one sensor what another one told (which mounts to mark, whose process to look up). Decides nothing: what a
-fact means is the core's. One event, walked: `turn` → sensors → `_take` → `Core.feed` → `Recorder.put` → `Spool.append` →
+Owns: the sensors and the order in which they are asked, the bounded queues between threads, signals, reload, and carrying
+to one sensor what another one told (which mounts to mark, whose process to look up). Decides nothing: what a fact means is
+the core's. One event, walked: `turn` → sensors → `_take` → `Core.feed` → `Recorder.put` → `Spool.append` →
 `Sender`.
 """
 
@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import resource
-import secrets
 import select
 import signal
 import socket
@@ -30,7 +29,7 @@ from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
 from agent.guard import Guard
 from agent.recorder import Recorder
 from agent.sender import Sender
-from agent.sense import Sensor, SensorError
+from agent.sense import Sensor, SensorError, latecomers
 from agent.sense.fanotify import Fanotify
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
@@ -45,6 +44,10 @@ _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
+_ENOUGH_WAITING = 4_000
+"""Events not durable yet, above which file facts stay in the kernel's queue: there one takes 100 bytes, here a kilobyte."""
+_LET_WRITE_S = 0.01
+_SWEEP_EVERY = 4
 
 
 class StartError(Exception):
@@ -93,6 +96,7 @@ class Daemon:
         self._made: list[Event] = []
         self._told_process: dict[int, facts.Process] = {}
         self._last_tick = self._last_trees = self._last_summary = 0
+        self._mounts_at = self._ticks = 0
         self._new_pids = False
         try:
             if record:
@@ -109,7 +113,7 @@ class Daemon:
         Path(agent.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._identity = identity.load_or_create(agent.state_dir)
         self._spool = Spool.open(agent.state_dir, self._identity, agent.spool.max_bytes, now_ms, self._tell)
-        self._core = Core(core_config(self._site, self._identity.agent), secrets.token_hex)
+        self._core = Core(core_config(self._site, self._identity.agent), _new_uid)
         self._core.restore(self._spool.state())
         self._sender = Sender(self._identity, agent, self._spool, self._tell)
         self._recorder = Recorder(self._spool, self._tell, self._sender.wake)
@@ -202,7 +206,7 @@ class Daemon:
         for name in ("mounts", "udev", "simulated", "sessions"):
             if name in self._sensors:
                 self._take_all(self._sensors[name].drain(now_ms))
-        self._follow_media(now_ms)
+        self._follow_media(now_ms, starting=True)
         self._tell_coverage(now_ms)
         self._guard.touch()
         self._hand_on(now_ms)
@@ -230,8 +234,12 @@ class Daemon:
                     self._take_all(self._simulated.look(now_ms))
                 self._look_at_folders()
                 self._follow_media(now_ms)
+        self._mounts_at = now_ms
         if self._files.fileno() in ready:
-            self._read_files(now_ms)  # before the process table: whoever did it may be about to end
+            if self._recorder.waiting < _ENOUGH_WAITING or self._recorder.last_error:
+                self._read_files(now_ms)  # before the process table: whoever did it may be about to end
+            else:
+                time.sleep(_LET_WRITE_S)
         self._read_processes(now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
@@ -298,7 +306,9 @@ class Daemon:
             self._take_all(self._simulated.drain(now_ms))
             self._look_at_folders()
         self._take_all(self._files.grown(now_ms))
-        self._take_all(self._files.sweep(now_ms))
+        self._ticks += 1
+        if self._ticks % _SWEEP_EVERY == 0:
+            self._take_all(self._files.sweep(now_ms))
         if self._holder is not None:
             self._holder.check(now_ms)
         if now_ms - self._last_trees >= _TREES_EVERY_MS or now_ms < self._last_trees:
@@ -357,7 +367,7 @@ class Daemon:
             with contextlib.suppress(SensorError):
                 self._mark(folder)
 
-    def _follow_media(self, now_ms: int) -> None:
+    def _follow_media(self, now_ms: int, starting: bool = False) -> None:
         """Mark the mounts that the core takes for media; give up those that it does not any more."""
         wanted = {(each.namespace, each.mount_id): os.fsdecode(path_bytes(each.reach)) for each in self._core.watches()}
         for key in [key for key in self._watched if key not in wanted]:
@@ -373,6 +383,8 @@ class Daemon:
             try:
                 self._mark(mount)
                 self._watched[key] = mount
+                if not starting:  # vfat keeps times to 2 s
+                    self._take_all(latecomers.look(mount, now_ms, self._mounts_at - 2_000))
             except SensorError as error:
                 self._blind_mount(path_text(os.fsencode(mount)), str(error), now_ms)
         self._files.want_sizes = bool(self._watched)
@@ -516,6 +528,11 @@ class Daemon:
         Path(self._site.agent.state_dir, "agent.sock").unlink(missing_ok=True)
         self._spool.close()
         return recorded
+
+
+def _new_uid() -> str:
+    """128 bits from the kernel, in hex: what OCSF's metadata.uid asks for, and can't be guessed."""
+    return os.urandom(16).hex()
 
 
 def _now_ms() -> int:

@@ -321,19 +321,17 @@ class Sekisho(Tool):
             yield json.loads(data)
 
     def told(self, folder: Path) -> int:
-        """Distinct files below `folder` named in its events, as source, destination or in an operation history."""
-        return len({path for path in self._paths() if path.startswith(f"{folder}/") and path.endswith(SUFFIX)})
-
-    def _paths(self) -> Iterator[str]:
+        """Distinct files below `folder` named as a source in its events; where only read, those counted in its history."""
+        sources: set[str] = set()
+        counted = 0
         for event in self.events():
-            own = event.get("unmapped", {}).get("sekisho", {})
-            for key in ("source", "dest"):
-                if path := (own.get(key) or {}).get("path"):
-                    yield path
-            root = (own.get("protected") or {}).get("path", "")
-            for each in (own.get("history") or {}).get("files", ()):
-                rel = each.get("rel") or each.get("path") if isinstance(each, dict) else each
-                yield rel if str(rel).startswith("/") else f"{root}/{rel}"
+            own = event["unmapped"]["sekisho"]
+            path = own.get("source", {}).get("path", "")
+            if path.startswith(f"{folder}/"):
+                sources.add(path)
+            if event["metadata"]["event_code"] == "file.history":
+                counted += own["detail"]["reads"]
+        return len(sources) or counted
 
     def stop(self) -> None:
         """Pull the medium's descriptor (the mount stays) and end the agent."""

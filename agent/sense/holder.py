@@ -46,6 +46,7 @@ class Holder:
         self._refused: dict[bytes, str] = {}
         self._given_up = ""
         self._heard = 0.0
+        self._unhurried = False
         self._starts: list[float] = []
         self._down_since_ms: int | None = None
         self._pending: list[Fact] = []
@@ -116,6 +117,8 @@ class Holder:
         if self._given_up:
             why = f"this kernel has no permission events ({self._given_up}); writers are looked at after the fact"
         ok = not why
+        if ok and self._unhurried:
+            why = "may not run in real time (RLIMIT_RTPRIO is 0): on a busy machine opens on media can wait for milliseconds"
         return Coverage(
             at_ms=now_ms,
             sensor="holder",
@@ -201,6 +204,8 @@ class Holder:
             self._pending += [ProcSeen(at_ms=now_ms, process=process(look)) for look in said[1]]
         elif said[0] == "refused":
             self._given_up = os.strerror(said[1])
+        elif said[0] == "unhurried":
+            self._unhurried = True
         elif said[0] == "watched" and said[2] and said[1] in self._mounts:
             self._refused[said[1]] = os.strerror(said[2])
         elif said[0] == "ping" and said[1]:

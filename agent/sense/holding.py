@@ -4,15 +4,16 @@ Owns: one fanotify permission group (FAN_OPEN_PERM, file-system marks), the answ
 opener's /proc in between. Every open is allowed. It runs apart from the agent so that whoever is held never waits for the
 agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing, keeps no file.
 
-How long somebody waits: a pid is looked at once a second at most; a look ends after about 2 ms of work. A process that opens many
-files at once (more than STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are
-lifted for SUSPEND_S. While they are, another process could write unheld; the notification marks still tell its pid, and
-the agent then reads its /proc a little later (99 % of the time early enough), so what is at risk is the argv of a program
-that lives less than a millisecond in that fifth of a second.
+How long somebody waits: a pid is looked at once a second at most; a look ends after about 2 ms of work, and is done in
+real time (SCHED_FIFO), so that a busy machine does not prolong it. A process that opens many files at once (more than
+STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are lifted for SUSPEND_S. While
+they are, another process could write unheld; the notification marks still tell its pid, and the agent then reads its /proc
+a little later (99 % of the time early enough), so what is at risk is the argv of a program that lives less than a
+millisecond in that fifth of a second.
 
 Spoken with the parent over a SOCK_SEQPACKET pair, one marshalled tuple a message. From it: ("watch", mount),
-("unwatch", mount). To it: ("ping", lost), ("seen", [looks]), ("watched", mount, errno or 0), or at the start ("refused",
-errno) where the kernel has no permission events.
+("unwatch", mount). To it: ("ping", lost), ("seen", [looks]), ("watched", mount, errno or 0), and at the start ("refused",
+errno) where the kernel has no permission events, ("unhurried",) where it may not run in real time.
 """
 
 import errno
@@ -195,6 +196,10 @@ def main(to_agent: int, agent_pid: int) -> None:
     kernel.die_with_parent(_SIGKILL)
     if os.getppid() != agent_pid:
         return  # it ended before the line above
+    try:  # a look is short and bounded, so that no other work of a busy machine may stand before whoever waits for it
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        os.write(to_agent, marshal.dumps(("unhurried",)))  # RLIMIT_RTPRIO is 0 here
     try:
         holding = Holding(to_agent)
     except OSError as error:

@@ -1,0 +1,110 @@
+"""docs/benchmarks.md from what the programs left in a folder: `python -m bench.page FOLDER`.
+
+Owns: the page's order, what each measurement is for, how it was taken and what it does not show. The figures are the
+programs' own (PROGRAM.json and PROGRAM.md); raw ones are copied to docs/benchmarks/.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+PAGE = REPO / "docs" / "benchmarks.md"
+RAW = REPO / "docs" / "benchmarks"
+
+HEAD = """# Measured
+
+What Sekisho costs, against tools that watch files too, on one machine. `make bench` (as root) takes all of it again: it
+needs 25 GB below `$SEKISHO_BENCH_DIR` for a while, and fatrace, inotify-tools and gcc to compare; what is missing is left
+out, and said. With `SEKISHO_BENCH_OUT=FOLDER` the figures are kept, and `python -m bench.page FOLDER` makes this page.
+
+**How.** Everything runs on two loop-mounted ext4 file systems, a disk and a medium, with warm caches. Every round runs every
+tool once, in turning order; ratios are taken within a round, and the median is given with (least–most). Beside the wall clock
+stands the CPU of the work's own processes (user and system; what the kernel does for a mark is in it), which other load
+disturbs less. A tool's CPU is counted from when it is ready to its end, so that what it does last counts too. *Files told*
+are distinct source files that its record names, or for reads summed up in `file.history` counts. `marks` is no tool: the
+agent's own marks with a reader that throws away what it reads, so the kernel's part of the cost.
+"""
+
+PARTS: dict[str, tuple[str, str]] = {
+    "overhead": (
+        "Slow-down of work, and CPU per file told",
+        "50,000 files of 200 to 3,200 bytes in 1,000 directories. fatrace names programs and files, keeps "
+        "nothing, and watches every mount; watchdog and inotifywait name no program. The agent's figure "
+        "includes finding source and destination of each copy, the person, limits, the signed and hashed "
+        "event, and its fsync to the spool.\n\n"
+        "*Not shown*: a slow stick, on which copying takes longer and the ratios shrink; cold caches; network "
+        "file systems; sending the events (the collector is off here, and on under Memory and Latency).",
+    ),
+    "memory": (
+        "Memory and idle CPU",
+        "PSS shares what several processes map; USS is what would come free. Both processes (the agent, and "
+        "the small one that holds opens) are in it.\n\n"
+        "*Not shown*: the kernel's own memory for marks (about 1 KB for each protected directory) and for "
+        "unread events (100 bytes each).",
+    ),
+    "latency": (
+        "From close(2) to the administrator's tail",
+        "Agent, collector and tail on one machine, over loopback HTTP.\n\n"
+        "*Not shown*: a network between them, TLS, and other agents.",
+    ),
+    "hold": (
+        "How long an opener on a medium is held",
+        "The probe with real-time priority waits for nothing but the hold; the ordinary one also for its own "
+        'turn. "Busy" is two endless loops a core at the same priority as the probe\'s user.\n\n'
+        "The agent looks at an opener once a second (2 ms at most): that is in p99.9 and worst here.\n\n"
+        "*Not shown*: many programs that open their first file at once; they are looked at one after another.",
+    ),
+    "storm": (
+        "Storms",
+        "A C program that does nothing else, alone and several at once. *Gaps told* counts `agent.gap` "
+        "events: what the agent knows it lost.\n\n"
+        "*Not shown*: a machine that is out of memory; the queue of unread events is not bounded by number.",
+    ),
+    "ingest": (
+        "The collector: events made durable a second",
+        "16 connections, batches of 250 with real chains and signatures; each waits for its signed receipt, "
+        "which comes after fsync. The sender runs on the same machine and takes its share of it.",
+    ),
+}
+
+
+def main(folder: Path) -> None:
+    """Write the page and the raw figures."""
+    RAW.mkdir(exist_ok=True)
+    pieces = [HEAD]
+    for program, (title, about) in PARTS.items():
+        source = folder / f"{program}.json"
+        if not source.exists():
+            continue
+        document: dict[str, Any] = json.loads(source.read_text())
+        shutil.copy(source, RAW / source.name)
+        pieces.append(f"## {title}\n\n{about}\n\n{where(document.get('machine'))}")
+        tables = folder / f"{program}.md"
+        pieces.append(tables.read_text().strip() if tables.exists() else plain(document))
+        pieces.append(f"Raw: [benchmarks/{program}.json](benchmarks/{program}.json). `python -m bench.{program}`")
+    PAGE.write_text("\n\n".join(piece.strip() for piece in pieces) + "\n")
+
+
+def where(machine: dict[str, Any] | None) -> str:
+    """The machine, in a line."""
+    if machine is None:
+        return ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, Linux {machine['kernel']}, Python"
+        f" {machine['python']}; {machine['at']}, load average at the end {machine['load'][0]}."
+    )
+
+
+def plain(document: dict[str, Any]) -> str:
+    """A flat JSON object as a table."""
+    rows = [f"| {key} | {value} |" for key, value in document.items() if not isinstance(value, dict | list)]
+    return "\n".join(["| what | figure |", "| --- | --- |", *rows])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        raise SystemExit("usage: python -m bench.page FOLDER   (a folder that SEKISHO_BENCH_OUT named)")
+    main(Path(sys.argv[1]))
