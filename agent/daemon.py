@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__, config, identity, service
-from agent.contract.event import Event, path_bytes, path_text
+from agent.contract.event import Event
 from agent.core import facts
 from agent.core.facts import Fact
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
 from agent.guard import Guard
 from agent.recorder import Recorder
 from agent.sender import Sender
-from agent.sense import Sensor, SensorError, latecomers
+from agent.sense import Sensor, SensorError
 from agent.sense.fanotify import Fanotify
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
@@ -37,6 +37,7 @@ from agent.sense.processes import Processes
 from agent.sense.sessions import Sessions
 from agent.sense.simulated import Simulated
 from agent.spool import Spool, SpoolError
+from agent.watching import Watching
 
 _TICK_MS = 1_000
 _TREES_EVERY_MS = 5_000
@@ -90,10 +91,8 @@ class Daemon:
         self._sensors: dict[str, Sensor] = {}
         self._polled_holder = -1
         self._told_coverage: dict[str, facts.Coverage] = {}
-        self._trees: dict[str, bool] = {}
-        self._watched: dict[tuple[int, int], str] = {}
-        self._held: set[str] = set()
         self._made: list[Event] = []
+        self._config_error = ""
         self._told_process: dict[int, facts.Process] = {}
         self._last_tick = self._last_trees = self._last_summary = 0
         self._mounts_at = self._ticks = 0
@@ -133,6 +132,7 @@ class Daemon:
             self._files, self._holder = Fallback(now_ms), None
         self._mounts = Mounts()
         self._sensors["mounts"] = self._mounts
+        self._watching = Watching(self._files, self._holder, self._mounts)
         try:
             from agent.sense.udev import Udev
 
@@ -349,46 +349,17 @@ class Daemon:
             os.write(self._bell, b"!")
 
     def _look_for_trees(self, now_ms: int) -> None:
-        """Protected directories that are not watched yet (autofs, LUKS, NFS come late) or were replaced."""
         self._last_trees = now_ms
-        for each in self._site.agent.protect:
-            path = os.path.realpath(each.path)
-            try:
-                self._files.watch_tree(path)
-                self._trees[path] = True
-            except SensorError:
-                self._trees[path] = False
+        self._watching.protect([each.path for each in self._site.agent.protect])
 
     def _look_at_folders(self) -> None:
-        """Mark what may become a simulated medium before its descriptor is there, so that its first write is seen."""
-        if self._simulated is None:
-            return
-        for folder in self._simulated.folders():
-            with contextlib.suppress(SensorError):
-                self._mark(folder)
+        if self._simulated is not None:
+            self._watching.expect(self._simulated.folders())
 
     def _follow_media(self, now_ms: int, starting: bool = False) -> None:
-        """Mark the mounts that the core takes for media; give up those that it does not any more."""
-        wanted = {(each.namespace, each.mount_id): os.fsdecode(path_bytes(each.reach)) for each in self._core.watches()}
-        for key in [key for key in self._watched if key not in wanted]:
-            mount = self._watched.pop(key)
-            if mount not in wanted.values():
-                self._files.unwatch(mount)
-                self._held.discard(mount)
-                if self._holder is not None:
-                    self._holder.unwatch(mount)
-        for key, mount in wanted.items():
-            if key in self._watched:
-                continue
-            try:
-                self._mark(mount)
-                self._watched[key] = mount
-                if not starting:  # vfat keeps times to 2 s
-                    self._take_all(latecomers.look(mount, now_ms, self._mounts_at - 2_000))
-            except SensorError as error:
-                self._blind_mount(path_text(os.fsencode(mount)), str(error), now_ms)
-        self._files.want_sizes = bool(self._watched)
-        self._wake_on_exec(any(mount not in self._held for mount in self._watched.values()))
+        since_ms = None if starting else self._mounts_at
+        self._take_all(self._watching.follow(self._core.watches(), now_ms, since_ms))
+        self._wake_on_exec(not self._watching.all_held)
 
     def _wake_on_exec(self, wanted: bool) -> None:
         """While a medium is there whose openers can't be held (a folder plays it), programs are looked at when they start."""
@@ -401,41 +372,25 @@ class Daemon:
         else:
             self._poll.unregister(fd)
 
-    def _mark(self, mount: str) -> None:
-        """A file system of its own gets one mark and holding; a folder, or what shares its file system, marks on its tree."""
-        if self._mounts.mount_at(mount) is not None:
-            try:
-                self._files.watch_medium(mount, True)
-            except SensorError:
-                self._files.watch_medium(mount, False)
-            else:
-                if self._holder is not None:
-                    self._holder.watch(mount)
-                    self._held.add(mount)
-            return
-        self._files.watch_medium(mount, False)
-
-    def _blind_mount(self, mount: str, why: str, now_ms: int) -> None:
-        said = facts.Coverage(at_ms=now_ms, sensor=f"medium:{mount}", ok=False, blind=["medium_not_watched"], why=why)
-        self._tell_if_new(said)
-
     def _tell_coverage(self, now_ms: int) -> None:
         for sensor in self._sensors.values():
             self._tell_if_new(sensor.coverage(now_ms))
-        missing = [path for path, watched in self._trees.items() if not watched]
-        why = f"not there or not readable yet: {', '.join(missing)}" if missing else ""
-        self._tell_if_new(
-            facts.Coverage(
-                at_ms=now_ms, sensor="protected", ok=not missing, blind=["protected_missing"] if missing else [], why=why
-            )
-        )
+        for said in (*self._watching.coverage(now_ms), self._config_coverage(now_ms)):
+            self._tell_if_new(said)
+
+    def _config_coverage(self, now_ms: int) -> facts.Coverage:
+        blind = ["config_refused"] if self._config_error else []
+        return facts.Coverage(at_ms=now_ms, sensor="config", ok=not blind, blind=blind, why=self._config_error)
 
     def _tell_if_new(self, said: facts.Coverage) -> None:
-        """What is not seen, once; and once more when it changes or is over."""
+        """What is not seen, once; and again when a sensor fails, fails otherwise, or is whole again."""
         before = self._told_coverage.get(said.sensor)
         self._told_coverage[said.sensor] = said
-        whole = said.ok and not said.blind
-        if (before is None and not whole) or (before and (before.ok, before.blind) != (said.ok, said.blind)):
+        if before is None:
+            news = bool(said.blind) or not said.ok
+        else:
+            news = before.ok != said.ok or (not said.ok and before.blind != said.blind)
+        if news:
             self._take(said)
 
     # -- people and signals --------------------------------------------------------------------------------------------
@@ -443,8 +398,12 @@ class Daemon:
     def status(self, now_ms: int) -> dict[str, Any]:
         """What `status`, `media` and the pytest fixtures read."""
         sending = self._sender.status()
-        coverage = [sensor.coverage(now_ms) for sensor in self._sensors.values()]
-        blind = sorted({code for each in (*coverage, *self._told_coverage.values()) if not each.ok for code in each.blind})
+        coverage = [
+            *(sensor.coverage(now_ms) for sensor in self._sensors.values()),
+            *self._watching.coverage(now_ms),
+            self._config_coverage(now_ms),
+        ]
+        blind = sorted({code for each in coverage if not each.ok for code in each.blind})
         return {
             "running": True,
             "healthy": not blind and not self._recorder.last_error and not sending.get("last_error"),
@@ -453,8 +412,8 @@ class Daemon:
             "name": self._site.agent.name or socket.gethostname(),
             "mode": self._site.agent.mode,
             "pid": os.getpid(),
-            "protected": [{"path": path, "watched": watched} for path, watched in self._trees.items()],
-            "watched_media": sorted(self._watched.values()),
+            "protected": [{"path": path, "watched": watched} for path, watched in self._watching.trees.items()],
+            "watched_media": self._watching.media,
             "blind": blind,
             "sensors": [
                 {"name": each.sensor, "ok": each.ok, "sees": each.sees, "blind": each.blind, "why": each.why}
@@ -495,16 +454,13 @@ class Daemon:
         try:
             site = config.load(self._site.source)
         except config.ConfigError as error:
-            self._take(facts.Coverage(at_ms=now_ms, sensor="config", ok=False, blind=["config_refused"], why=str(error)))
+            self._config_error = str(error)
             service.notify("READY=1")
             return
+        self._config_error = ""
         site.agent.state_dir, site.agent.collector = self._site.agent.state_dir, self._site.agent.collector
         self._site = site
         self._core.reconfigure(core_config(site, self._identity.agent))
-        wanted = {os.path.realpath(each.path) for each in site.agent.protect}
-        for path in [path for path in self._trees if path not in wanted]:
-            del self._trees[path]
-            self._files.unwatch(path)
         self._look_for_trees(now_ms)
         digest = hashlib.sha256(Path(site.source).read_bytes()).hexdigest()
         self._take(facts.Config(at_ms=now_ms, config_digest=digest, mode=site.agent.mode))

@@ -1,0 +1,128 @@
+"""What is marked now, and what should be: protected directories that come and go, mounts that the core takes for media.
+
+Owns: carrying the wishes of the configuration and the core to the file sensor and the holder, and keeping book of what was
+marked, what could not be, and which media's openers are held. Must not know what is a medium (the core's `watches` say) or
+what events mean. Called by `daemon` from its one thread.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+from agent.contract.event import path_bytes, path_text
+from agent.core.facts import Coverage, Fact
+from agent.core.pipeline import MountWatch
+from agent.sense import SensorError, latecomers
+from agent.sense.holder import Holder
+from agent.sense.mounts import Mounts
+
+_TIMES_MS = 2_000
+"""vfat keeps a file's times to two seconds."""
+
+
+class FileSensor(Protocol):
+    """What `Fanotify` and `Fallback` have in common."""
+
+    want_sizes: bool
+
+    def watch_tree(self, path: str) -> None:
+        """Watch a protected directory. Raises SensorError."""
+
+    def watch_medium(self, mount: str, alone: bool) -> None:
+        """Watch a medium. Raises SensorError."""
+
+    def unwatch(self, mount: str) -> None:
+        """Give either up."""
+
+
+class Watching:
+    """`trees` says of each protected path whether it is watched, `media` lists the mounts that are."""
+
+    def __init__(self, files: FileSensor, holder: Holder | None, mounts: Mounts) -> None:
+        self._files, self._holder, self._mounts = files, holder, mounts
+        self.trees: dict[str, bool] = {}
+        self._media: dict[tuple[int, int], str] = {}
+        self._held: set[str] = set()
+        self._failed: dict[str, str] = {}
+
+    @property
+    def media(self) -> list[str]:
+        """Mounts of media that are watched."""
+        return sorted(set(self._media.values()))
+
+    @property
+    def all_held(self) -> bool:
+        """Whether every watched medium's openers are held while they are looked at."""
+        return all(mount in self._held for mount in self._media.values())
+
+    def protect(self, paths: list[str]) -> None:
+        """Watch these directories, as far as they are there (autofs, LUKS and NFS come late); give up the others."""
+        wanted = [os.path.realpath(path) for path in paths]
+        for path in [path for path in self.trees if path not in wanted]:
+            del self.trees[path]
+            self._files.unwatch(path)
+        for path in wanted:
+            try:
+                self._files.watch_tree(path)
+                self.trees[path] = True
+            except SensorError:
+                self.trees[path] = False
+
+    def expect(self, folders: list[str]) -> None:
+        """Mark what may become a simulated medium before its descriptor is there, so that its first write is seen."""
+        for folder in folders:
+            with contextlib.suppress(SensorError):
+                self._mark(folder)
+
+    def follow(self, watches: list[MountWatch], now_ms: int, since_ms: int | None) -> Iterator[Fact]:
+        """Mark the mounts that the core takes for media; give up those that it does not any more.
+
+        Yields Found for what was written on a new one since `since_ms`, before we came; None: do not look.
+        """
+        wanted = {(each.namespace, each.mount_id): os.fsdecode(path_bytes(each.reach)) for each in watches}
+        for key in [key for key in self._media if key not in wanted]:
+            mount = self._media.pop(key)
+            if mount not in wanted.values():
+                self._files.unwatch(mount)
+                self._held.discard(mount)
+                if self._holder is not None:
+                    self._holder.unwatch(mount)
+        self._failed = {mount: why for mount, why in self._failed.items() if mount in wanted.values()}
+        for key, mount in wanted.items():
+            if key in self._media:
+                continue
+            try:
+                self._mark(mount)
+            except SensorError as error:
+                self._failed[mount] = str(error)
+                continue
+            self._media[key] = mount
+            self._failed.pop(mount, None)
+            if since_ms is not None:
+                yield from latecomers.look(mount, now_ms, since_ms - _TIMES_MS)
+        self._files.want_sizes = bool(self._media)
+
+    def coverage(self, now_ms: int) -> Iterator[Coverage]:
+        """What should be watched and is not."""
+        missing = [path_text(os.fsencode(path)) for path, watched in self.trees.items() if not watched]
+        why = f"not there or not readable yet: {', '.join(missing)}" if missing else ""
+        blind = ["protected_missing"] if missing else []
+        yield Coverage(at_ms=now_ms, sensor="protected", ok=not missing, blind=blind, why=why)
+        blind = ["medium_not_watched"] if self._failed else []
+        why = "; ".join(self._failed.values())
+        yield Coverage(at_ms=now_ms, sensor="media", ok=not self._failed, blind=blind, why=why)
+
+    def _mark(self, mount: str) -> None:
+        """A file system of its own gets one mark and holding; a folder, or what shares its file system, marks on its tree."""
+        if self._mounts.mount_at(path_text(os.fsencode(mount))) is not None:
+            try:
+                self._files.watch_medium(mount, True)
+            except SensorError:
+                self._files.watch_medium(mount, False)
+            else:
+                if self._holder is not None:
+                    self._holder.watch(mount)
+                    self._held.add(mount)
+            return
+        self._files.watch_medium(mount, False)
