@@ -45,7 +45,7 @@ _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
-_ENOUGH_WAITING = 4_000
+_ENOUGH_WAITING = 2_000
 """Events not durable yet, above which file facts stay in the kernel's queue: there one takes 100 bytes, here a kilobyte."""
 _LET_WRITE_S = 0.01
 _SWEEP_EVERY = 4

@@ -4,7 +4,7 @@ Owns: one fanotify permission group (FAN_OPEN_PERM, file-system marks), the answ
 opener's /proc in between. Every open is allowed. It runs apart from the agent so that whoever is held never waits for the
 agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing, keeps no file.
 
-How long somebody waits: a pid is looked at once a second at most; a look ends after about 2 ms of work, and is done in
+How long somebody waits: a pid is looked at once a second at most; a look ends after 10 ms of work (it takes 0.2), and is done in
 real time (SCHED_FIFO), so that a busy machine does not prolong it. A process that opens many files at once (more than
 STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are lifted for SUSPEND_S. While
 they are, another process could write unheld; the notification marks still tell its pid, and the agent then reads its /proc
@@ -24,7 +24,7 @@ import time
 
 from agent.sense import kernel, procfs
 
-BUDGET_S = 0.002
+BUDGET_S = 0.01
 REMEMBER_S = 1.0
 STORM_HOLDS, STORM_S, SUSPEND_S = 64, 0.1, 0.2
 PING_S = 0.5
