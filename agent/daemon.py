@@ -230,8 +230,9 @@ class Daemon:
             sensor = self._sensors.get(name)
             if sensor is not None and sensor.fileno() in ready:
                 self._take_all(sensor.drain(now_ms))
-                if self._simulated and name == "mounts":
-                    self._take_all(self._simulated.look(now_ms))
+                if name == "mounts":
+                    self._look_for_trees(now_ms)
+                    self._take_all(self._simulated.look(now_ms) if self._simulated else ())
                 self._look_at_folders()
                 self._follow_media(now_ms)
         self._mounts_at = now_ms

@@ -17,9 +17,6 @@ from agent.sense import SensorError, latecomers
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
 
-_TIMES_MS = 2_000
-"""vfat keeps a file's times to two seconds."""
-
 
 class FileSensor(Protocol):
     """What `Fanotify` and `Fallback` have in common."""
@@ -45,6 +42,8 @@ class Watching:
         self._media: dict[tuple[int, int], str] = {}
         self._held: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._identity: dict[str, tuple[int, int]] = {}
+        self._replaced: list[str] = []
 
     @property
     def media(self) -> list[str]:
@@ -57,17 +56,28 @@ class Watching:
         return all(mount in self._held for mount in self._media.values())
 
     def protect(self, paths: list[str]) -> None:
-        """Watch these directories, as far as they are there (autofs, LUKS and NFS come late); give up the others."""
+        """Watch these directories, as far as they are there (autofs, LUKS and NFS come late); give up the others.
+
+        One that is another directory than at the last call (replaced, or mounted over) is watched anew, and `coverage` says
+        so until the next call: what was done in it until now was not seen.
+        """
         wanted = [os.path.realpath(path) for path in paths]
         for path in [path for path in self.trees if path not in wanted]:
             del self.trees[path]
+            self._identity.pop(path, None)
             self._files.unwatch(path)
+        self._replaced.clear()
         for path in wanted:
             try:
                 self._files.watch_tree(path)
-                self.trees[path] = True
-            except SensorError:
+                found = os.stat(path)  # noqa: PTH116 (paths are the os module's here)
+            except (SensorError, OSError):
                 self.trees[path] = False
+                continue
+            identity = found.st_dev, found.st_ino
+            if self.trees.get(path) and self._identity[path] != identity:
+                self._replaced.append(path)
+            self.trees[path], self._identity[path] = True, identity
 
     def expect(self, folders: list[str]) -> None:
         """Mark what may become a simulated medium before its descriptor is there, so that its first write is seen."""
@@ -100,15 +110,17 @@ class Watching:
             self._media[key] = mount
             self._failed.pop(mount, None)
             if since_ms is not None:
-                yield from latecomers.look(mount, now_ms, since_ms - _TIMES_MS)
+                yield from latecomers.look(mount, now_ms, since_ms)
         self._files.want_sizes = bool(self._media)
 
     def coverage(self, now_ms: int) -> Iterator[Coverage]:
         """What should be watched and is not."""
         missing = [path_text(os.fsencode(path)) for path, watched in self.trees.items() if not watched]
-        why = f"not there or not readable yet: {', '.join(missing)}" if missing else ""
-        blind = ["protected_missing"] if missing else []
-        yield Coverage(at_ms=now_ms, sensor="protected", ok=not missing, blind=blind, why=why)
+        whys = [f"not there or not readable yet: {', '.join(missing)}"] if missing else []
+        for path in self._replaced:
+            whys.append(f"{path_text(os.fsencode(path))} is another directory now; what was done in it was not seen until now")
+        blind = ["protected_missing"] if whys else []
+        yield Coverage(at_ms=now_ms, sensor="protected", ok=not whys, blind=blind, why="; ".join(whys))
         blind = ["medium_not_watched"] if self._failed else []
         why = "; ".join(self._failed.values())
         yield Coverage(at_ms=now_ms, sensor="media", ok=not self._failed, blind=blind, why=why)

@@ -1,12 +1,15 @@
 """What `sekisho-agent` says to people, in English and Japanese side by side.
 
 Owns: the sentences of `check`, `status` and `media`; each is found by a stable key, so that JSON output and tests do not
-depend on the language. Must not know: who says them. Events are spoken by `contract/show.py`.
+depend on the language. Must not know: who says them. Events are spoken by `contract/show.py`; what sensors do not see has
+its words in `contract/words.py`, as both say it.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-Language = Literal["en", "ja"]
+from agent.contract.words import BLIND, Language
+
+__all__ = ["WORDS", "Language", "say"]
 
 WORDS: dict[str, tuple[str, str]] = {
     # verdicts and headings
@@ -160,36 +163,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "{url}: {at} に記録 {seq} まで受領済み、未送信 {backlog} 件",
     ),
     "status.no_receipt": ("{url}: no receipt yet, {backlog} to send", "{url}: 受領証なし、未送信 {backlog} 件"),
-    # what a sensor does not see, by its stable code
-    "process": ("which program", "どのプログラムか"),
-    "login_user": ("which person", "どの人か"),
-    "raw_devices": ("raw devices", "デバイスへの直接書き込み"),
-    "other_namespaces": ("other mount namespaces", "別のマウント名前空間"),
-    "other_namespaces_until_used": (
-        "other mount namespaces until used",
-        "別のマウント名前空間 (使われるまで)",
-    ),
-    "unreadable_folders": ("folders it may not list", "読めないフォルダー"),
-    "fresh_hard_links": ("hard links just made elsewhere", "別の場所に作られた直後のハードリンク"),
-    "exe_of_short_lived": ("the program file of the very short-lived", "極めて短命なプログラムの実行ファイル"),
-    "short_lived_processes": ("short-lived programs", "短命なプログラム"),
-    "short_lived_writers": ("short-lived writers on media", "媒体に書き込む短命なプログラム"),
-    "medium_new_files": ("unfinished files on the medium", "媒体上の書きかけのファイル"),
-    "medium_renames": ("renames on the medium", "媒体上の改名"),
-    "medium_deletes": ("deletions on the medium", "媒体上の削除"),
-    "medium_not_watched": ("a medium", "媒体"),
-    "first_files_of_new_directories": (
-        "who wrote the first files of a new folder",
-        "新しいフォルダーの最初のファイルの書き手",
-    ),
-    "search_cut_short": ("parts of a very large medium", "非常に大きな媒体の一部"),
-    "device_properties": ("names of devices", "機器の名称"),
-    "devices": ("devices", "機器"),
-    "local_session": ("who sits at the machine", "誰が端末の前にいるか"),
-    "simulated_dir_missing": ("simulated media", "模擬媒体"),
-    "protected_missing": ("a protected directory", "保護対象のディレクトリ"),
-    "config_refused": ("the changed configuration", "変更後の設定"),
-}
+} | BLIND
 
 
 def say(lang: Language, key: str, /, **values: Any) -> str:

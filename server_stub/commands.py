@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import UNSET
 
-from agent.contract import show
+from agent.contract import columns, show
 from agent.contract.event import read
 from agent.contract.words import Language
 from server_stub import config
@@ -91,7 +91,7 @@ class Printer:
             say(msgspec.json.encode({"gap": gap}).decode())
             return
         count = f"{gap['count']} events" if gap.get("count") else "events"
-        say(f"-- gap: {count} not shown ({show.harmless(str(gap.get('reason')))}) --")
+        say(f"-- gap: {count} not shown ({columns.harmless(str(gap.get('reason')))}) --")
 
     def _sentence(self, raw: bytes) -> str:
         try:
@@ -202,7 +202,7 @@ def query(args: argparse.Namespace) -> int:
         writer.writerow(HEADS)
         writer.writerows([_cell(value) for value in row] for row in rows)
     else:
-        say(show.table([[_cell(value) for value in row] for row in rows], [head.upper() for head in HEADS]))
+        say(columns.table([[_cell(value) for value in row] for row in rows], [head.upper() for head in HEADS]))
     return 0
 
 
@@ -251,7 +251,7 @@ def _row(raw: bytes) -> list[Any]:
 
 def _cell(value: Any) -> str:
     """A cell that no spreadsheet takes for a formula and no terminal for a command."""
-    text = "" if value is None or value is UNSET else show.harmless(str(value))
+    text = "" if value is None or value is UNSET else columns.harmless(str(value))
     return "'" + text if text[:1] in ("=", "+", "-", "@") and not text.lstrip("-").isdigit() and text != "-" else text
 
 
@@ -265,8 +265,8 @@ def _counts(args: argparse.Namespace, params: dict[str, str], asked: Client) -> 
         writer.writerow([args.group_by, "events", "bytes"])
         writer.writerows([_cell(row["value"]), row["events"], row["bytes"]] for row in rows)
     else:
-        cells = [[row["value"] or "-", str(row["events"]), show.size_text(row["bytes"])] for row in rows]
-        say(show.table(cells, [args.group_by.upper(), "EVENTS", "BYTES"]))
+        cells = [[row["value"] or "-", str(row["events"]), columns.size_text(row["bytes"])] for row in rows]
+        say(columns.table(cells, [args.group_by.upper(), "EVENTS", "BYTES"]))
     return 0
 
 
@@ -286,14 +286,14 @@ def agents(args: argparse.Namespace) -> int:
         [
             row["name"],
             row["state"],
-            show.time_text(row["last_seen"], zone),
+            columns.time_text(row["last_seen"], zone),
             row["version"] or "-",
             ", ".join(row["blind"]) or "-",
             row["agent"],
         ]
         for row in rows
     ]
-    say(show.table(cells, ["MACHINE", "STATE", "LAST HEARD", "VERSION", "DOES NOT SEE", "AGENT"]))
+    say(columns.table(cells, ["MACHINE", "STATE", "LAST HEARD", "VERSION", "DOES NOT SEE", "AGENT"]))
     return 0
 
 
@@ -324,9 +324,9 @@ def token_list(args: argparse.Namespace) -> int:
     cells = []
     for row in rows:
         uses = f"{row['used']} of {row['uses']}" if row["uses"] else str(row["used"]) if row["role"] == "enroll" else "-"
-        until = show.time_text(row["until"], zone) if row["until"] else "never"
-        cells.append([row["id"], row["role"], uses, show.time_text(row["created_at"], zone), until, row["note"] or "-"])
-    say(show.table(cells, ["ID", "ROLE", "USED", "MADE", "ENDS", "NOTE"]))
+        until = columns.time_text(row["until"], zone) if row["until"] else "never"
+        cells.append([row["id"], row["role"], uses, columns.time_text(row["created_at"], zone), until, row["note"] or "-"])
+    say(columns.table(cells, ["ID", "ROLE", "USED", "MADE", "ENDS", "NOTE"]))
     return 0
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from agent.contract import show
+from agent.contract import columns
 from agent.contract.wire import ApprovalEntry
 from server_stub.client import Client, Failed
 from server_stub.commands import client, local_zone, say, until_ms
@@ -39,10 +39,10 @@ def listing(args: argparse.Namespace) -> int:
         return 0
     zone, cells = local_zone(), []
     for row in rows:
-        until = show.time_text(row.until - 1, zone) if row.until else "no end"
+        until = columns.time_text(row.until - 1, zone) if row.until else "no end"
         state = f"revoked: {row.reason}" if row.revoked else "read-only" if row.read_only else "approved"
         cells.append([row.key, row.owner, row.approver, until, state, row.purpose])
-    say(show.table(cells, ["KEY", "OWNER", "APPROVER", "UNTIL", "STATE", "PURPOSE"]))
+    say(columns.table(cells, ["KEY", "OWNER", "APPROVER", "UNTIL", "STATE", "PURPOSE"]))
     return 0
 
 
@@ -66,7 +66,7 @@ def approve(args: argparse.Namespace) -> int:
         "read_only": args.read_only,
     }
     _put(asked, key, body)
-    sys.stderr.write(f"approved {show.harmless(key)}" + "\n")
+    sys.stderr.write(f"approved {columns.harmless(key)}" + "\n")
     return 0
 
 
@@ -81,7 +81,7 @@ def _key_of(asked: Client, uid: str) -> str:
 def revoke(args: argparse.Namespace) -> int:
     """Withdraw one approval."""
     client(args).request("DELETE", f"/v1/media/{quote(args.key, safe='')}?reason={quote(args.reason, safe='')}")
-    sys.stderr.write(f"revoked {show.harmless(args.key)}" + "\n")
+    sys.stderr.write(f"revoked {columns.harmless(args.key)}" + "\n")
     return 0
 
 

@@ -1,15 +1,17 @@
 """One event as one line: the sentences, both languages side by side, and foreign text made harmless."""
 
 import json
+import re
 import string
 from datetime import timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.contract import codes, event, show, words
+from agent.contract import codes, columns, event, show, words
 from tests.collector_client import Client, copied, draft
 
 JST = timezone(timedelta(hours=9))
@@ -81,18 +83,47 @@ SENTENCES = [
         {"limit": event.LimitInfo(name="burst", window=600, bytes=104_857_600, files=31), "medium": STICK},
         "limit burst passed: 104.9 MB, 31 files within 10m → Kingston DataTraveler 3.0 (60A44C…), unapproved",
     ),
-    ("agent.gap", {"lost": event.LostInfo(reason="overflow", since=1, until=2, count=40)}, "lost: 40 events (overflow)"),
     (
         "agent.gap",
-        {"lost": event.LostInfo(reason="overflow", since=1, until=2)},
-        "lost: an unknown number of events (overflow)",
+        {"lost": event.LostInfo(reason="fanotify_overflow", since=AT, until=AT + 5000, count=40)},
+        "40 events lost from 2014-06-09 17:00:00 to 2014-06-09 17:00:05: the kernel's queue of file events overflowed",
+    ),
+    (
+        "agent.gap",
+        {"lost": event.LostInfo(reason="not_running", since=AT, until=AT)},
+        "an unknown number of events lost at 2014-06-09 17:00:00: the agent was not running",
+    ),
+    (
+        "agent.gap",
+        {"lost": event.LostInfo(reason="newer_than_us", since=0, until=AT)},
+        "an unknown number of events lost until 2014-06-09 17:00:00: newer_than_us",
     ),
     (
         "agent.sensors",
-        {"detail": {"sensor": "udev", "ok": False, "blind": ["mtp", "network"]}},
-        "udev: does not see mtp, network",
+        {"detail": {"sensor": "fanotify", "ok": False, "blind": ["fresh_hard_links", "newer_than_us"]}},
+        "fanotify: does not see hard links just made elsewhere, newer_than_us",
     ),
-    ("agent.sensors", {"detail": {"sensor": "udev", "ok": True, "blind": []}}, "udev: sees all it should"),
+    ("agent.sensors", {"detail": {"sensor": "holder", "ok": True, "blind": []}}, "holder: sees everything again"),
+    (
+        "agent.sensors",
+        {"detail": {"sensor": "mounts", "ok": True, "blind": ["other_namespaces_until_used"]}},
+        "mounts: sees all but other mount namespaces until used",
+    ),
+    (
+        "agent.sensors",
+        {"detail": {"sensor": "config", "ok": False, "blind": ["config_refused"]}},
+        "config: the changed configuration has an error and was not taken",
+    ),
+    (
+        "file.written",
+        {"medium": STICK, "process": event.ProcessInfo(pid=8972), "attribution": "unknown"},
+        "a file written to Kingston DataTraveler 3.0 (60A44C…) by an unknown program, unapproved",
+    ),
+    (
+        "file.written",
+        {"medium": STICK, "attribution": "unknown"},
+        "a file written to Kingston DataTraveler 3.0 (60A44C…), unapproved, process unknown",
+    ),
     ("agent.clock", {"detail": {"jump_ms": -1500}}, "the clock jumped by -1.5 s"),
     ("agent.tampered", {"detail": {"what": "fork"}}, "the agent's own records or files were altered: fork"),
     ("agent.silent", {"detail": {"last_seen": AT}}, "stopped reporting, last heard 2014-06-09 17:00:00"),
@@ -103,6 +134,38 @@ SENTENCES = [
 def test_sentences(code: str, ours: dict[str, Any], sentence: str) -> None:
     assert said(code, **ours) == sentence
     assert said(code, "ja", **ours)
+
+
+def test_a_finding_raised_again_says_what_is_new() -> None:
+    first = draft("medium.unapproved", at=AT, medium=STICK)
+    again = draft("medium.unapproved", at=AT, medium=STICK)
+    again.activity_id, again.type_uid = 2, again.class_uid * 100 + 2
+    lines = [show.what(event.read(event.seal(each, 1, 1, b"")), "en") for each in (first, again)]
+    assert lines == [
+        "Kingston DataTraveler 3.0 (60A44C…) has no valid approval, unapproved",
+        "now protected files went onto Kingston DataTraveler 3.0 (60A44C…), which has no valid approval, unapproved",
+    ]
+    assert "書き込まれました" in show.what(event.read(event.seal(again, 1, 1, b"")), "ja")
+
+
+def test_losses_and_blindness_are_told_in_japanese_too() -> None:
+    lost = event.LostInfo(reason="disk_full", since=AT, until=AT + 5000, count=3)
+    assert said("agent.gap", "ja", lost=lost) == (
+        "3 件欠落 (2014-06-09 17:00:00 から 2014-06-09 17:00:05 まで): ディスクが一杯でした"
+    )
+    detail = {"sensor": "inotify", "ok": False, "blind": ["process", "login_user"]}
+    assert said("agent.sensors", "ja", detail=detail) == "inotify: 見えないもの: どのプログラムか、どの人か"
+
+
+def test_every_code_that_operations_explains_has_words() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "operations.md").read_text("utf-8")
+    for heading, table in (("## What `agent.gap` says", words.REASONS), ("## What `blind` says", words.BLIND)):
+        part = page.split(heading)[1].split("\n## ")[0]
+        rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
+        explained = set(re.findall(r"`(\w+)`", " ".join(rows)))
+        assert explained and explained == table.keys()
+    for english, japanese in (words.BLIND | words.REASONS).values():
+        assert english.isascii() and not japanese.isascii()
 
 
 @pytest.mark.parametrize("code", [*codes.CODES, "copy.drip", "future.code"])
@@ -181,14 +244,14 @@ def test_no_text_of_any_kind_reaches_the_terminal_as_it_is(rel: str, name: str) 
 def test_bytes_that_are_no_event_are_shown_harmlessly(data: bytes, width: int) -> None:
     line = show.line(data, width=width)
     assert_harmless(line)
-    assert show.display_width(line) <= width
+    assert columns.display_width(line) <= width
 
 
 def test_a_line_fits_its_terminal_wide_letters_too() -> None:
     ours = copied("顧客リスト/二〇一四年六月.csv", user="佐藤")
     for width in (60, 80, 100):
         line = show.line(raw(**ours), lang="ja", zone=JST, width=width)
-        assert show.display_width(line) <= width
+        assert columns.display_width(line) <= width
     assert show.line(raw(**ours), width=80).endswith("…")
     assert "…" not in show.line(raw(**copied("a.csv")), width=200).replace("60A44C…", "")
 
@@ -202,8 +265,8 @@ def test_colour_only_when_asked_and_always_ended() -> None:
 
 def test_impossible_times_are_shown_as_they_are() -> None:
     for at in (0, 1 << 53, -1):
-        assert show.time_text(at, JST)
-    assert show.time_text(1 << 53, JST).endswith(" ms")
+        assert columns.time_text(at, JST)
+    assert columns.time_text(1 << 53, JST).endswith(" ms")
 
 
 @pytest.mark.parametrize(
@@ -211,9 +274,9 @@ def test_impossible_times_are_shown_as_they_are() -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (4_200_000, "4.2 MB"), (999_999, "1.0 MB"), (10**18, "1000.0 PB")],
 )
 def test_sizes(count: int, text: str) -> None:
-    assert show.size_text(count) == text
+    assert columns.size_text(count) == text
 
 
 def test_tables_line_up_whatever_stands_in_them() -> None:
-    lines = show.table([["佐藤", "1"], ["\x1b[2J", "22"]], ["NAME", "N"]).splitlines()
-    assert [show.display_width(line[: line.rindex(" ") + 1]) for line in lines] == [11, 11, 11]
+    lines = columns.table([["佐藤", "1"], ["\x1b[2J", "22"]], ["NAME", "N"]).splitlines()
+    assert [columns.display_width(line[: line.rindex(" ") + 1]) for line in lines] == [11, 11, 11]

@@ -1,97 +1,29 @@
 """One event as one line for people: the same in both command lines, in English and Japanese.
 
-Owns: which piece of an event goes into which place of its sentence (those are in `words`), how sizes, media and doubts
-are written, columns, colours, and making foreign text harmless: a file may be named like a terminal escape, a line
-break or a right-to-left trick, and none of that may reach a terminal. Pure: language, zone, colour, width are arguments.
-Must not know: terminals, files, where the event came from.
+Owns: which piece of an event goes into which place of its sentence (those are in `words`), how media, doubts, losses and
+blindness are written, and colours. Every foreign text goes through `columns.harmless`. Pure: language, zone, colour,
+width are arguments. Must not know: terminals, files, where the event came from.
 """
 
-import unicodedata
 from collections.abc import Callable
-from datetime import UTC, datetime, tzinfo
+from datetime import tzinfo
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from agent.contract.codes import CODES, SEVERITIES
+from agent.contract.columns import display_width, fit, harmless, pad, size_text, time_text, window_text
 from agent.contract.event import MediumInfo, Seen, read
-from agent.contract.words import TEXTS, Language
+from agent.contract.words import BLIND, REASONS, TEXTS, Language
 
-MAX_PIECE = 400
-"""Characters of one foreign text, at most; a path may have 4096."""
+__all__ = ["display_width", "harmless", "line", "machine", "medium_text", "pad", "what", "who"]
 
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _COLOURS = {1: "", 2: "", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[1;31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_UPDATE = 2
+"""OCSF activity of a finding that is raised again: protected files reached the medium."""
 _OPERATIONS = ("reads", "writes", "deletes", "renames")
-
-
-def harmless(text: str, limit: int = MAX_PIECE) -> str:
-    """Foreign text for a terminal: controls, line breaks, bidi, invisible characters as `\\u{hex}`; cut at `limit`."""
-    cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    if cut.isascii() and cut.isprintable():
-        return cut
-    return "".join(each if _safe(each) else f"\\u{{{ord(each):x}}}" for each in cut)
-
-
-def _safe(each: str) -> bool:
-    """Whether it shows, and as one thing: of blanks only the plain and the full-width one do."""
-    kind = unicodedata.category(each)
-    return each in " \u3000" if kind == "Zs" else kind not in _UNSAFE
-
-
-def display_width(text: str) -> int:
-    """Columns `text` takes on a terminal: 2 for wide characters (UAX 11), 0 for combining ones."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
-
-
-def fit(text: str, width: int) -> str:
-    """`text` cut to `width` columns, with an ellipsis if it was longer."""
-    if display_width(text) <= width:
-        return text
-    kept, used = [], 0
-    for each in text:
-        used += display_width(each)
-        if used > width - 1:
-            break
-        kept.append(each)
-    return "".join(kept) + "…"
-
-
-def pad(text: str, width: int) -> str:
-    """`text` and spaces up to `width` columns."""
-    return text + " " * (width - display_width(text))
-
-
-def size_text(count: int) -> str:
-    """ "4.2 MB": decimal units, as media are sold and file managers show them."""
-    if count < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        value /= 1000
-        if value < 999.95 or unit == "PB":
-            break
-    return f"{value:.1f} {unit}"
-
-
-def window_text(seconds: int) -> str:
-    """ "10m", "30d": as it is written in the configuration."""
-    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= unit and seconds % unit == 0:
-            return f"{seconds // unit}{name}"
-    return f"{seconds}s"
-
-
-def time_text(ms: int, zone: tzinfo | None) -> str:
-    """Local date and time to the second; a time no calendar has is shown as the number it is."""
-    try:
-        return datetime.fromtimestamp(ms / 1000, zone or UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return f"{ms} ms"
 
 
 def medium_text(medium: MediumInfo) -> str:
@@ -109,9 +41,10 @@ def medium_text(medium: MediumInfo) -> str:
 class _Pieces(dict[str, str]):
     """What a sentence may name, computed when it does."""
 
-    def __init__(self, seen: Seen, texts: dict[str, str], zone: tzinfo | None) -> None:
+    def __init__(self, seen: Seen, lang: Language, zone: tzinfo | None) -> None:
         super().__init__()
-        self.seen, self.ours, self.texts, self.zone = seen, seen.unmapped.sekisho, texts, zone
+        self.seen, self.ours, self.zone = seen, seen.unmapped.sekisho, zone
+        self.lang, self.texts = lang, TEXTS[lang]
 
     def __missing__(self, name: str) -> str:
         make: Callable[[], str] = getattr(self, f"_{name}")
@@ -188,21 +121,26 @@ class _Pieces(dict[str, str]):
             count = size if type(size) is int else UNSET
         return f" {size_text(count)}" if count is not UNSET else ""
 
-    def _by(self) -> str:
+    def _program(self) -> str:
+        """The program's name; empty if nothing but a number is known of the process."""
         process = self.ours.process
         if process is UNSET:
             return ""
-        if process.exe is not UNSET:
-            name = process.exe.rpartition("/")[2]
-        else:
-            name = process.argv[0].rpartition("/")[2] if process.argv is not UNSET and process.argv else f"pid {process.pid}"
-        return self.texts["by"].format(harmless(name))
+        argv = process.argv if process.argv is not UNSET else []
+        path = process.exe if process.exe is not UNSET else argv[0] if argv else ""
+        return harmless(path.rpartition("/")[2])
+
+    def _by(self) -> str:
+        if self.ours.process is UNSET:
+            return ""
+        return self.texts["by"].format(self["program"]) if self["program"] else self.texts["by.unknown"]
 
     def _doubt(self) -> str:
-        """How sure the join and the person are, where they are not simply sure."""
+        """How sure the join and the person are, where they are not simply sure; "by an unknown program" says it already."""
         doubts = [self.texts[self.ours.link]] if self.ours.link in ("time", "content") else []
         weak = self.ours.attribution
-        doubts += [self.texts[f"attribution.{weak}"]] if weak in ("session", "unknown") else []
+        if weak == "session" or (weak == "unknown" and self["by"] != self.texts["by.unknown"]):
+            doubts.append(self.texts[f"attribution.{weak}"])
         return "".join(doubts)
 
     def _operations(self) -> str:
@@ -212,18 +150,26 @@ class _Pieces(dict[str, str]):
             number = len(count) if isinstance(count, list) else count
             if type(number) is int and number:
                 found.append(self.texts[f"op.{name}"].format(number))
-        return ", ".join(found) or (harmless(self.seen.message) if self.seen.message else self.texts["op.none"])
+        return self.texts["list"].join(found) or (harmless(self.seen.message) if self.seen.message else self.texts["op.none"])
 
     def _sensor(self) -> str:
         name = self.ours.detail.get("sensor")
         return harmless(name, 40) if isinstance(name, str) and name else self.texts["something"]
 
     def _coverage(self) -> str:
-        blind = self.ours.detail.get("blind")
-        codes = [harmless(code, 40) for code in blind if isinstance(code, str)] if isinstance(blind, list) else []
-        if not codes and self.ours.detail.get("ok") is True:
+        """What a sensor does not see. One that is well tells of itself only once it has recovered."""
+        listed, well = self.ours.detail.get("blind"), self.ours.detail.get("ok") is True
+        codes = [code for code in listed if isinstance(code, str)] if isinstance(listed, list) else []
+        if self.ours.detail.get("sensor") == "config":
+            return self.texts["config.taken" if well else "config.refused"]
+        if not codes and well:
             return self.texts["sees.all"]
-        return self.texts["sees.not"].format(", ".join(codes[:12]) or self.texts["something"])
+        said = self.texts["list"].join(self._word(BLIND, code) for code in codes[:12])
+        return self.texts["sees.but" if well else "sees.not"].format(said or self.texts["something"])
+
+    def _word(self, table: dict[str, tuple[str, str]], code: str) -> str:
+        """The words of a stable code; one newer than the table is shown as it is."""
+        return table[code][self.lang == "ja"] if code in table else harmless(code, 80)
 
     def _what(self) -> str:
         what = self.ours.detail.get("what")
@@ -235,10 +181,19 @@ class _Pieces(dict[str, str]):
 
     def _lost(self) -> str:
         lost = self.ours.lost
-        if lost is UNSET:
-            return "?"
-        kind = "lost.some" if lost.count is UNSET else "lost.count"
-        return self.texts[kind].format(count=lost.count, reason=harmless(lost.reason, 80))
+        if lost is UNSET or lost.count is UNSET:
+            return self.texts["lost.some"]
+        return self.texts["lost.count"].format(count=lost.count)
+
+    def _span(self) -> str:
+        """From when to when; 0 is a beginning nobody knows."""
+        lost = self.ours.lost
+        since, until = (lost.since, lost.until) if lost is not UNSET else (0, self.seen.time)
+        kind = "span.until" if since <= 0 else "span.at" if since == until else "span"
+        return self.texts[kind].format(since=time_text(since, self.zone), until=time_text(until, self.zone))
+
+    def _why(self) -> str:
+        return self._word(REASONS, self.ours.lost.reason) if self.ours.lost is not UNSET else self.texts["something"]
 
     def _last_seen(self) -> str:
         at = self.ours.detail.get("last_seen")
@@ -259,11 +214,13 @@ class _Pieces(dict[str, str]):
 
 def what(seen: Seen, lang: Language = "en", zone: tzinfo | None = None) -> str:
     """What happened, as one sentence without time, machine or person."""
-    texts, code = TEXTS[lang], seen.metadata.event_code
+    code = seen.metadata.event_code
     key = code if code in CODES else "other"
     if key == "other" and code.startswith("copy.") and seen.unmapped.sekisho.limit is not UNSET:
         key = "copy"
-    return texts[key].format_map(_Pieces(seen, texts, zone))
+    if code == "medium.unapproved" and seen.type_uid % 100 == _UPDATE:
+        key = "medium.unapproved.update"
+    return TEXTS[lang][key].format_map(_Pieces(seen, lang, zone))
 
 
 def who(seen: Seen) -> str:
@@ -310,11 +267,3 @@ def line(
     body = text[start:]
     tone = _COLOURS.get(seen.severity_id, _COLOURS[5])
     return f"{_DIM}{text[:start]}{_RESET}{tone}{body}{_RESET if tone else ''}"
-
-
-def table(rows: list[list[str]], heads: list[str], gap: int = 2) -> str:
-    """Rows of foreign text as columns under `heads`; the last column is not padded."""
-    clean = [heads, *([harmless(cell) for cell in row] for row in rows)]
-    widths = [max(display_width(row[n]) for row in clean) for n in range(len(heads))]
-    lines = [[pad(cell, widths[n] + gap) if n + 1 < len(heads) else cell for n, cell in enumerate(row)] for row in clean]
-    return "\n".join("".join(cells).rstrip() for cells in lines)

@@ -1,7 +1,9 @@
 """The sentences about events, English and Japanese side by side: what `show` fills and both command lines print.
 
 Owns: the words. One entry an event code, and the pieces sentences are made of; a name in braces is a piece that `show`
-writes from the event. Both tables have the same entries with the same pieces: a test holds them to it.
+writes from the event. Both tables have the same entries with the same pieces: a test holds them to it. Also the words
+for stable codes that both programs show: what a sensor does not see (`BLIND`), why something was lost (`REASONS`); each
+code is explained in docs/operations.md.
 Must not know: events, terminals.
 """
 
@@ -21,6 +23,7 @@ EN = {
     "revoked": ", approval revoked",
     "unknown": ", approval unknown",
     "by": " by {}",
+    "by.unknown": " by an unknown program",
     "via": " via {}",
     "time": ", joined by time alone",
     "content": ", joined by content",
@@ -42,6 +45,7 @@ EN = {
     "file.history": "{label}: {operations}{by}",
     "access.changed": "{source}: who may read or change it is different now{by}{more}",
     "medium.unapproved": "{medium} has no valid approval{decision}",
+    "medium.unapproved.update": "now protected files went onto {medium}, which has no valid approval{decision}",
     "medium.first_use": "{medium} used for the first time by this person{decision}",
     "copy.staged": "{source} left by way of a copy made elsewhere → {target}{size}{by}{decision}{doubt}",
     "copy": "limit {limit} passed: {limit_bytes}, {limit_files} files within {window} → {target}{decision}",
@@ -51,7 +55,7 @@ EN = {
     "agent.heartbeat": "agent is well{more}",
     "agent.config": "configuration in force{more}",
     "agent.sensors": "{sensor}: {coverage}",
-    "agent.gap": "lost: {lost}",
+    "agent.gap": "{lost} {span}: {why}",
     "agent.tampered": "the agent's own records or files were altered{what}",
     "agent.clock": "the clock jumped{jump}",
     "agent.silent": "stopped reporting, last heard {last_seen}",
@@ -60,15 +64,22 @@ EN = {
     "register.changed": "the register of media changed{more}",
     "record.viewed": "records were looked at{more}",
     "other": "{code}{more}",
-    "lost.count": "{count} events ({reason})",
-    "lost.some": "an unknown number of events ({reason})",
+    "lost.count": "{count} events lost",
+    "lost.some": "an unknown number of events lost",
     "op.reads": "{} read",
     "op.writes": "{} changed",
     "op.renames": "{} renamed",
     "op.deletes": "{} deleted",
     "op.none": "operations on protected files",
-    "sees.all": "sees all it should",
+    "span": "from {since} to {until}",
+    "span.until": "until {until}",
+    "span.at": "at {until}",
+    "sees.all": "sees everything again",
+    "sees.but": "sees all but {}",
     "sees.not": "does not see {}",
+    "config.refused": "the changed configuration has an error and was not taken",
+    "config.taken": "the configuration has no error any more",
+    "list": ", ",
     "jump": " by {:+.1f} s",
     "never": "never",
     "more": ": {}",
@@ -86,6 +97,7 @@ JA = {
     "revoked": "、承認取消済み",
     "unknown": "、承認状況不明",
     "by": " ({} による)",
+    "by.unknown": " (プログラム不明)",
     "via": " ({} 経由)",
     "time": "、時刻のみで関連付け",
     "content": "、内容で関連付け",
@@ -107,6 +119,7 @@ JA = {
     "file.history": "{label}: {operations}{by}",
     "access.changed": "{source}: アクセス権が変わりました{by}{more}",
     "medium.unapproved": "{medium} には有効な承認がありません{decision}",
+    "medium.unapproved.update": "有効な承認のない {medium} に、保護対象ファイルが書き込まれました{decision}",
     "medium.first_use": "{medium} をこの人が初めて使いました{decision}",
     "copy.staged": "{source} が別の場所の複製を経て持ち出されました → {target}{size}{by}{decision}{doubt}",
     "copy": "上限 {limit} を超過: {window} に {limit_bytes}、{limit_files} ファイル → {target}{decision}",
@@ -116,7 +129,7 @@ JA = {
     "agent.heartbeat": "エージェントは正常です{more}",
     "agent.config": "有効な設定{more}",
     "agent.sensors": "{sensor}: {coverage}",
-    "agent.gap": "欠落: {lost}",
+    "agent.gap": "{lost} ({span}): {why}",
     "agent.tampered": "エージェント自身の記録またはファイルが改変されました{what}",
     "agent.clock": "時計が飛びました{jump}",
     "agent.silent": "報告が途絶えました (最終受信 {last_seen})",
@@ -125,18 +138,94 @@ JA = {
     "register.changed": "媒体台帳が変更されました{more}",
     "record.viewed": "記録が閲覧されました{more}",
     "other": "{code}{more}",
-    "lost.count": "{count} 件 ({reason})",
-    "lost.some": "件数不明 ({reason})",
+    "lost.count": "{count} 件欠落",
+    "lost.some": "件数不明の欠落",
     "op.reads": "読み取り {}",
     "op.writes": "変更 {}",
     "op.renames": "改名 {}",
     "op.deletes": "削除 {}",
     "op.none": "保護対象ファイルの操作",
-    "sees.all": "見るべきものはすべて見えています",
+    "span": "{since} から {until} まで",
+    "span.until": "{until} まで",
+    "span.at": "{until}",
+    "sees.all": "再びすべて見えています",
+    "sees.but": "{}以外はすべて見えています",
     "sees.not": "見えないもの: {}",
+    "config.refused": "変更後の設定に誤りがあり、採用されていません",
+    "config.taken": "設定の誤りはなくなりました",
+    "list": "、",
     "jump": " ({:+.1f} 秒)",
     "never": "なし",
     "more": ": {}",
 }
 
 TEXTS: dict[Language, dict[str, str]] = {"en": EN, "ja": JA}
+
+BLIND: dict[str, tuple[str, str]] = {
+    "process": ("which program", "どのプログラムか"),
+    "login_user": ("which person", "どの人か"),
+    "raw_devices": ("raw devices", "デバイスへの直接書き込み"),
+    "other_namespaces": ("other mount namespaces", "別のマウント名前空間"),
+    "other_namespaces_until_used": (
+        "other mount namespaces until used",
+        "別のマウント名前空間 (使われるまで)",
+    ),
+    "unreadable_folders": ("folders it may not list", "読めないフォルダー"),
+    "fresh_hard_links": ("hard links just made elsewhere", "別の場所に作られた直後のハードリンク"),
+    "exe_of_short_lived": ("the program file of the very short-lived", "極めて短命なプログラムの実行ファイル"),
+    "short_lived_processes": ("short-lived programs", "短命なプログラム"),
+    "short_lived_writers": ("short-lived writers on media", "媒体に書き込む短命なプログラム"),
+    "medium_new_files": ("unfinished files on the medium", "媒体上の書きかけのファイル"),
+    "medium_renames": ("renames on the medium", "媒体上の改名"),
+    "medium_deletes": ("deletions on the medium", "媒体上の削除"),
+    "medium_not_watched": ("a medium", "媒体"),
+    "first_files_of_new_directories": (
+        "who wrote the first files of a new folder",
+        "新しいフォルダーの最初のファイルの書き手",
+    ),
+    "search_cut_short": ("parts of a very large medium", "非常に大きな媒体の一部"),
+    "device_properties": ("names of devices", "機器の名称"),
+    "devices": ("devices", "機器"),
+    "local_session": ("who sits at the machine", "誰が端末の前にいるか"),
+    "simulated_dir_missing": ("simulated media", "模擬媒体"),
+    "protected_missing": ("a protected directory", "保護対象のディレクトリ"),
+    "config_refused": ("the changed configuration", "変更後の設定"),
+}
+"""What a sensor does not see, by its stable code, in English and Japanese."""
+
+REASONS: dict[str, tuple[str, str]] = {
+    "not_running": ("the agent was not running", "エージェントが動いていませんでした"),
+    "stopped": ("the agent had been stopped in order", "エージェントは正常に停止していました"),
+    "fanotify_overflow": ("the kernel's queue of file events overflowed", "カーネルのファイルイベントキューがあふれました"),
+    "inotify_overflow": ("the kernel's inotify queue overflowed", "カーネルの inotify キューがあふれました"),
+    "holder_stalled": (
+        "the process that looks at openers hung and was replaced",
+        "ファイルを開くプログラムを調べるプロセスが止まり、入れ替えました",
+    ),
+    "holder_socket_full": (
+        "word about some openers did not reach the agent",
+        "ファイルを開いたプログラムの一部がエージェントに伝わりませんでした",
+    ),
+    "proc_connector_overflow": (
+        "the kernel's process events overflowed",
+        "カーネルのプロセスイベントがあふれました",
+    ),
+    "disk_full": ("the disk was full", "ディスクが一杯でした"),
+    "spool_full": ("the spool was full; their digests are kept", "スプールが一杯でした。ダイジェストは残っています"),
+    "refused": (
+        "the collector would not take them; their digests are kept",
+        "収集サーバーが受け付けませんでした。ダイジェストは残っています",
+    ),
+    "state_unreadable": (
+        "the counters of limits could not be read; they began anew",
+        "上限の計数を読み出せず、数え直しました",
+    ),
+    "spool_missing": ("the spool was gone", "スプールがなくなっていました"),
+    "spool_corrupt": ("the spool was damaged", "スプールが壊れていました"),
+    "spool_foreign": ("the spool was another machine's", "スプールが別の機械のものでした"),
+    "spool_rolled_back": (
+        "the spool was older than what had been acknowledged",
+        "スプールが受領済みの記録より古いものでした",
+    ),
+}
+"""Why something was lost: `lost.reason` of an `agent.gap`, in English and Japanese."""

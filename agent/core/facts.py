@@ -117,6 +117,14 @@ class Opened(FileFact):
     inode: int | None = None
 
 
+class Sized(Fact):
+    """A file that had been opened was looked up, as the core wanted: `size` is None if it is gone by now."""
+
+    path: str
+    size: int | None = None
+    inode: int | None = None
+
+
 class Created(FileFact):
     """A file was made (empty as yet)."""
 
@@ -299,6 +307,7 @@ AnyFact = (
     | ProcSeen
     | ProcGone
     | Opened
+    | Sized
     | Created
     | Grown
     | Closed

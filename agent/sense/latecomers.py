@@ -16,31 +16,44 @@ from agent.core.facts import Fact, Found
 from agent.sense import kernel
 
 BUDGET_S = 0.05
+_COARSE_MS, _FINE_MS = 2_000, 20
+"""How much older than the write a file's times may be: vfat keeps them to two seconds, others to a tick of the kernel's clock.
+Not two seconds for all: a stick plugged in again at once would have its last copies told anew."""
 
 
 def look(mount: str, now_ms: int, since_ms: int) -> Iterator[Fact]:
-    """Found for each regular file below `mount` whose ctime is `since_ms` or later, on its own file system."""
+    """Found for each regular file below `mount` changed (ctime or mtime) at `since_ms` or later, on its own file system."""
     end = time.monotonic() + BUDGET_S
     pending = deque([os.fsencode(mount)])
     try:
         device = os.lstat(pending[0]).st_dev
     except OSError:
         return
-    while pending and time.monotonic() < end:
+    while pending:
+        fresh: list[tuple[bytes, os.stat_result]] = []
         try:
             with os.scandir(pending.popleft()) as entries:
-                seen = [(entry.path, entry.stat(follow_symlinks=False)) for entry in entries]
+                for entry in entries:
+                    if time.monotonic() >= end:  # also within one directory: it may hold a million
+                        pending.clear()
+                        break
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
+                        pending.append(entry.path)
+                    elif stat.S_ISREG(found.st_mode) and _changed_ms(found) >= since_ms:
+                        fresh.append((entry.path, found))
         except OSError:
             continue  # pulled, or removed meanwhile
-        for path, found in seen:
-            if stat.S_ISDIR(found.st_mode) and found.st_dev == device:
-                pending.append(path)
-            elif stat.S_ISREG(found.st_mode) and max(found.st_ctime, found.st_mtime) * 1000 >= since_ms:
-                try:
-                    key = kernel.file_key(path)
-                except OSError:
-                    continue
-                modified_ms = int(found.st_mtime * 1000)
-                yield Found(
-                    at_ms=now_ms, pid=0, key=key, path=path_text(path), size=found.st_size, modified_ms=modified_ms
-                )
+        for path, found in fresh:  # only now: whoever takes a fact may be slow, and no descriptor may stay on a medium
+            try:
+                key = kernel.file_key(path)
+            except OSError:
+                continue
+            modified_ms = int(found.st_mtime * 1000)
+            yield Found(at_ms=now_ms, pid=0, key=key, path=path_text(path), size=found.st_size, modified_ms=modified_ms)
+
+
+def _changed_ms(found: os.stat_result) -> int:
+    """The latest moment at which the file can have been changed."""
+    newest_ns = max(found.st_ctime_ns, found.st_mtime_ns)
+    return newest_ns // 1_000_000 + (_FINE_MS if newest_ns % 1_000_000_000 else _COARSE_MS)

@@ -196,7 +196,7 @@ heartbeat = "5s"
             "/etc/sekisho/config.toml",
             mode=0o600,
         )
-        self.vm.run("systemctl restart sekisho-agent", timeout=180)
+        self.vm.run("sync && systemctl restart sekisho-agent", timeout=180)  # sync: for stories that lose power
         self.wait_for("agent.started")
 
     def events(self, code: str = "") -> list[Event]:
