@@ -29,7 +29,7 @@ from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
 from agent.guard import Guard
 from agent.recorder import Recorder
 from agent.sender import Sender
-from agent.sense import Sensor, SensorError
+from agent.sense import Sensor, SensorError, sizes
 from agent.sense.fanotify import Fanotify
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
@@ -46,8 +46,10 @@ _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
 _ENOUGH_WAITING = 2_000
-"""Events not durable yet, above which file facts stay in the kernel's queue: there one takes 100 bytes, here a kilobyte."""
+"""Events not durable yet, above which the recorder is waited for, though not for longer than PATIENCE steps at a time."""
 _LET_WRITE_S = 0.01
+_PATIENCE = 100
+_GATHER_S = 0.01
 _SWEEP_EVERY = 4
 
 
@@ -226,27 +228,36 @@ class Daemon:
             service.answer(self._listener, self.status(now_ms))
         while self._inbox:
             self._take(self._inbox.popleft())
-        for name in ("mounts", "udev", "simulated"):
-            sensor = self._sensors.get(name)
-            if sensor is not None and sensor.fileno() in ready:
-                self._take_all(sensor.drain(now_ms))
-                if name == "mounts":
-                    self._look_for_trees(now_ms)
-                    self._take_all(self._simulated.look(now_ms) if self._simulated else ())
-                self._look_at_folders()
-                self._follow_media(now_ms)
-        self._mounts_at = now_ms
+        gone = self._media_came(ready, now_ms)
         if self._files.fileno() in ready:
-            if self._recorder.waiting < _ENOUGH_WAITING or self._recorder.last_error:
-                self._read_files(now_ms)  # before the process table: whoever did it may be about to end
-            else:
-                time.sleep(_LET_WRITE_S)
+            self._read_files(now_ms)  # before the process table: whoever did it may be about to end
+        self._take_all(gone)  # after the files: what was copied before the medium was pulled is in the queue by now
+        if gone:
+            self._follow_media(now_ms)
         self._read_processes(now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
         elif self._core.due_ms is not None and now_ms >= self._core.due_ms:
             self._take(facts.Tick(at_ms=now_ms))
         self._hand_on(now_ms)
+
+    def _media_came(self, ready: set[int], now_ms: int) -> list[Fact]:
+        """Take what tells of media that came, before their files are read; return what tells of those that went."""
+        told: list[Fact] = []
+        for name in ("mounts", "udev", "simulated"):
+            sensor = self._sensors.get(name)
+            if sensor is not None and sensor.fileno() in ready:
+                told += sensor.drain(now_ms)
+                if name == "mounts":
+                    self._look_for_trees(now_ms)
+                    told += self._simulated.look(now_ms) if self._simulated else ()
+                self._look_at_folders()
+        gone: list[Fact] = [fact for fact in told if isinstance(fact, facts.Unmounted | facts.Unplugged)]
+        if told:
+            self._take_all(fact for fact in told if fact not in gone)
+            self._follow_media(now_ms)
+        self._mounts_at = now_ms
+        return gone
 
     def _poll_holder(self) -> None:
         """The process that holds comes and goes with the media, and its socket with it."""
@@ -280,12 +291,10 @@ class Daemon:
 
     def _read_files(self, now_ms: int) -> None:
         self._new_pids = False
-        count = 0
-        for fact in self._files.drain(now_ms, self._on_pid):
-            self._take(fact)
-            count += 1
-        if count > 64 and not self._new_pids:
-            time.sleep(0.01)  # one process storms: let the kernel merge and queue, instead of waking for every event
+        self._take_all(self._files.drain(now_ms, self._on_pid))
+        if not self._new_pids:
+            self._hand_on(now_ms)
+            time.sleep(_GATHER_S)  # nobody new: let the kernel merge and queue; each wake is paid by whoever opens
 
     def _on_pid(self, pid: int) -> None:
         """A pid in a buffer that was just read: look at it before anything else, it may be about to end."""
@@ -298,6 +307,10 @@ class Daemon:
         self._new_pids = True
         self._told_process[pid] = process
         self._take(facts.ProcSeen(at_ms=now_ms, process=process))
+        elsewhere = list(self._mounts.also(pid, now_ms))  # what a container mounted for itself
+        if elsewhere:
+            self._take_all(elsewhere)
+            self._follow_media(now_ms)
 
     def _tick(self, now_ms: int) -> None:
         self._last_tick = now_ms
@@ -329,6 +342,8 @@ class Daemon:
         if self._record is not None:
             self._record.write(facts.write(fact) + b"\n")
         self._made += self._core.feed(fact)
+        if self._core.wanted:
+            self._take_all(sizes.look(self._core.ask(), fact.at_ms))
         if len(self._made) >= _HAND_ON:
             self._hand_on(fact.at_ms, with_state=False)
 
@@ -338,6 +353,10 @@ class Daemon:
         if self._made or state is not None:
             made, self._made = self._made, []
             self._recorder.put(made, state, now_ms)
+        patience = _PATIENCE
+        while self._recorder.waiting > _ENOUGH_WAITING and not self._recorder.last_error and patience > 0:
+            time.sleep(_LET_WRITE_S)  # file facts stay in the kernel's queue meanwhile: there one takes 100 bytes
+            patience -= 1
 
     def _take_all(self, many: Iterable[Fact]) -> None:
         for fact in many:

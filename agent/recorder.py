@@ -56,7 +56,8 @@ class Recorder:
             self._changed.notify()
         if dropped:
             since = min(event.time for event in dropped)
-            self._told(Lost(at_ms=now_ms, reason="disk_full", since_ms=since, until_ms=now_ms, count=len(dropped)))
+            reason = "disk_full" if self.last_error else "disk_slow"
+            self._told(Lost(at_ms=now_ms, reason=reason, since_ms=since, until_ms=now_ms, count=len(dropped)))
 
     def close(self, within_s: float) -> bool:
         """Write what is waiting, then end. False if that did not succeed in time."""

@@ -13,6 +13,7 @@ folder (no privilege), a tmpfs or an ext4 image (root: a real mount of its own).
 import json
 import os
 import re
+import stat
 import subprocess
 import tomllib
 from pathlib import Path
@@ -26,6 +27,7 @@ FileSystem = Literal["folder", "tmpfs", "ext4"]
 Kind = Literal["storage", "phone", "optical", "keyboard", "network", "reader", "other"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _IMAGE_BYTES = 256 << 20
+_DESCRIPTOR_BYTES = 64 << 10
 
 
 class SimulationError(Exception):
@@ -65,13 +67,24 @@ class Medium(Struct, kw_only=True):
 
 
 def read_descriptor(path: Path) -> Descriptor:
-    """The descriptor in `path`. Raises SimulationError if it is not there or does not parse whole."""
+    """The descriptor in `path`. Raises SimulationError if it is not there or does not parse whole.
+
+    Whoever may write to the directory must not stall or fill a reader with root's rights: no link is followed, only a
+    regular file of at most 64 KiB is read.
+    """
     try:
-        document = tomllib.loads(path.read_text())
-        return msgspec.convert(document, Descriptor)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _DESCRIPTOR_BYTES:
+                raise SimulationError(f"{path}: is not a regular file of at most 64 KiB")
+            text = os.read(fd, _DESCRIPTOR_BYTES).decode()
+        finally:
+            os.close(fd)
+        return msgspec.convert(tomllib.loads(text), Descriptor)
     except OSError as error:
         raise SimulationError(f"{path}: can't be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise SimulationError(f"{path}: is not a medium's descriptor: {error}") from None
 
 
@@ -85,7 +98,7 @@ def present(root: str | Path) -> list[Medium]:
         return []
     for file in names:
         name = file.removesuffix(SUFFIX)
-        if not name or not (root / name).is_dir():
+        if not name or (root / name).is_symlink() or not (root / name).is_dir():
             continue
         try:
             found.append(Medium(root=root, name=name, descriptor=read_descriptor(root / file)))

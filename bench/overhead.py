@@ -185,7 +185,6 @@ def main() -> None:
     parts = given.parts or ["inside", "outside", "large"]
     if unknown := set(parts) - {"inside", "outside", "large"}:
         args.error(f"no such part: {', '.join(unknown)}")
-    tables, raw = {}, {}
     with ground.ground("overhead") as place:
         for part in parts:
             works: list[Any] = {
@@ -198,14 +197,11 @@ def main() -> None:
             usual += ["fatrace", "watchdog", "inotifywait"] if part == "inside" else []
             tools = ground.available(["off", *(tool for tool in given.tool if tool != "off")] if given.tool else usual)
             runs = measure(place, works, tools, given.rounds)
-            tables[{"inside": "Inside the protected tree", "outside": "Outside it", "large": "Large copies"}[part]] = summary(
-                works, tools, runs
-            )
-            raw[part] = [asdict(run) for run in runs]
+            title = {"inside": "Inside the protected tree", "outside": "Outside it", "large": "Large copies"}[part]
+            ground.report(f"overhead_{part}", {title: summary(works, tools, runs)}, [asdict(run) for run in runs])
             for tree in (place.other, place.protected):
                 shutil.rmtree(tree)
                 tree.mkdir()
-    ground.report("overhead", tables, raw)
 
 
 if __name__ == "__main__":

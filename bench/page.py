@@ -29,7 +29,7 @@ agent's own marks with a reader that throws away what it reads, so the kernel's 
 """
 
 PARTS: dict[str, tuple[str, str]] = {
-    "overhead": (
+    "overhead_inside": (
         "Slow-down of work, and CPU per file told",
         "50,000 files of 200 to 3,200 bytes in 1,000 directories. fatrace names programs and files, keeps "
         "nothing, and watches every mount; watchdog and inotifywait name no program. The agent's figure "
@@ -37,6 +37,16 @@ PARTS: dict[str, tuple[str, str]] = {
         "event, and its fsync to the spool.\n\n"
         "*Not shown*: a slow stick, on which copying takes longer and the ratios shrink; cold caches; network "
         "file systems; sending the events (the collector is off here, and on under Memory and Latency).",
+    ),
+    "overhead_outside": (
+        "Work elsewhere on the same file system",
+        "What everybody else on the machine feels. The build starts about 600 processes.\n\n"
+        "*Not shown*: a machine with one core, where the agent's own CPU would come on top.",
+    ),
+    "overhead_large": (
+        "Large copies",
+        "One file, not synced: written to the cache and from there whenever the kernel likes, so single runs differ "
+        "widely.\n\n*Not shown*: a real stick, whose speed hides all of it.",
     ),
     "memory": (
         "Memory and idle CPU",
@@ -84,7 +94,9 @@ def main(folder: Path) -> None:
         pieces.append(f"## {title}\n\n{about}\n\n{where(document.get('machine'))}")
         tables = folder / f"{program}.md"
         pieces.append(tables.read_text().strip() if tables.exists() else plain(document))
-        pieces.append(f"Raw: [benchmarks/{program}.json](benchmarks/{program}.json). `python -m bench.{program}`")
+        pieces.append(
+            f"Raw figures: [{program}.json](benchmarks/{program}.json), by `python -m bench.{program.partition('_')[0]}`"
+        )
     PAGE.write_text("\n\n".join(piece.strip() for piece in pieces) + "\n")
 
 

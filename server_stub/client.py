@@ -190,17 +190,22 @@ class Direct(Client):
 
         async with opened(self.settings) as collector:
             running = asyncio.create_task(create_app(collector, local=True)(scope, receive, made.put))
-            status, told, more = 0, b"", True
-            while more:
-                message = await made.get()
-                status = message.get("status", status)
-                more = message["type"] == "http.response.start" or message.get("more_body", False)
-                told = message.get("body", b"")
-                if status >= 400 and told:
-                    raise _said(status, told)
-                if told:
-                    yield told
-            await running
+            try:
+                status, told, more = 0, b"", True
+                while more:
+                    message = await made.get()
+                    status = message.get("status", status)
+                    more = message["type"] == "http.response.start" or message.get("more_body", False)
+                    told = message.get("body", b"")
+                    if status >= 400 and told:
+                        raise _said(status, told)
+                    if told:
+                        yield told
+            finally:
+                # Whoever asked has heard enough, perhaps of a stream without end: let it go before the store is closed.
+                running.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await running
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ last cursor it saw, so nothing is missed or shown twice. Must not know: how the 
 """
 
 import argparse
+import contextlib
 import csv
 import locale
 import os
@@ -20,10 +21,11 @@ from msgspec import UNSET
 
 from agent.contract import columns, show
 from agent.contract.event import read
-from agent.contract.words import Language
-from server_stub import config
+from agent.contract.words import BLIND, TEXTS, Language
+from server_stub import config, words
 from server_stub import query as grammar
-from server_stub.client import Client, Failed, reach
+from server_stub.client import Client, Direct, Failed, reach
+from server_stub.config import ConfigError
 from server_stub.query import BadQuery
 
 RETRY_S = 1.0
@@ -47,8 +49,9 @@ def client(args: argparse.Namespace) -> Client:
     return reach(settings, args.url, args.token, args.ca_file)
 
 
-def _language(args: argparse.Namespace) -> Language:
-    if args.lang:
+def language(args: argparse.Namespace) -> Language:
+    """As `--lang` says, where there is one, else the locale's."""
+    if getattr(args, "lang", None):
         return cast(Language, args.lang)
     name = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
     return "ja" if locale.normalize(name).startswith("ja") else "en"
@@ -90,8 +93,8 @@ class Printer:
         if self.form == "json":
             say(msgspec.json.encode({"gap": gap}).decode())
             return
-        count = f"{gap['count']} events" if gap.get("count") else "events"
-        say(f"-- gap: {count} not shown ({columns.harmless(str(gap.get('reason')))}) --")
+        reason = columns.harmless(str(gap.get("reason")))
+        say(words.say(self.lang, "gap" if gap.get("count") else "gap_some", count=gap.get("count"), reason=reason))
 
     def _sentence(self, raw: bytes) -> str:
         try:
@@ -124,7 +127,7 @@ def tail(args: argparse.Namespace) -> int:
     """The newest events, and those to come."""
     if not 0 <= args.lines <= grammar.MAX_LIMIT:
         raise BadQuery(f"-n must be from 0 to {grammar.MAX_LIMIT}")
-    params, printer = _params(args), Printer(args.output, _language(args))
+    params, printer = _params(args), Printer(args.output, language(args))
     if not args.follow:
         if args.lines:
             answer = msgspec.json.decode(
@@ -133,6 +136,7 @@ def tail(args: argparse.Namespace) -> int:
             for raw in reversed(answer.events):
                 printer.event(bytes(raw))
         return 0
+    client(args)  # what is wrong with the arguments or the configuration is wrong for good
     follower = _Follower(args, params, printer)
     while True:
         follower.once()
@@ -155,22 +159,42 @@ class _Follower:
         """Follow until the connection ends; raise Failed only if trying again is of no use."""
         try:
             asked = client(self.args)
-            if not hasattr(asked, "url"):
+            if isinstance(asked, Direct):
+                self._stored(asked)
                 raise Failed(f"{asked.where}: no collector is served here")
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self.cursor} if self.cursor else {})}
             target = "/v1/events/stream?" + urlencode({**self.params, "last": self.args.lines})
-            for kind, data, cursor in sse(asked.lines(target, headers)):
-                self.cursor, self.told = cursor, False
-                if kind == "gap":
-                    self.printer.gap(data)
-                elif kind:
-                    self.printer.event(data)
+            for frame in sse(asked.lines(target, headers)):
+                self.told = False
+                self._show(*frame)
+        except ConfigError as error:
+            # A collector is being started or stopped this moment: it has the store, but no socket. Anything else about
+            # the configuration would have been said when the command began.
+            self._wait_for_it(str(error))
         except Failed as error:
             if error.status and error.status not in (429, 502, 503, 504):
                 raise
             self._wait_for_it(str(error))
         else:
             self._wait_for_it("the collector ended the connection")
+
+    def _stored(self, asked: Direct) -> None:
+        """Begin with what the store holds: the stream's frames up to the one that says it is at the end."""
+        if self.cursor:
+            return
+        target = "/v1/events/stream?" + urlencode({**self.params, "last": self.args.lines})
+        with contextlib.closing(asked.lines(target, {"Accept": "text/event-stream"})) as lines:
+            for kind, data, cursor in sse(lines):
+                self._show(kind, data, cursor)
+                if not kind:
+                    return
+
+    def _show(self, kind: str, data: bytes, cursor: str) -> None:
+        self.cursor = cursor
+        if kind == "gap":
+            self.printer.gap(data)
+        elif kind:
+            self.printer.event(data)
 
     def _wait_for_it(self, why: str) -> None:
         if not self.told:
@@ -192,7 +216,7 @@ def query(args: argparse.Namespace) -> int:
     limit: dict[str, Any] = {"limit": args.lines} if args.lines else {}
     lines = asked.lines("/v1/events?" + urlencode({**params, **limit}), {"Accept": "application/x-ndjson"})
     if args.output in ("short", "json"):
-        printer = Printer(args.output, _language(args))
+        printer = Printer(args.output, language(args))
         for raw in lines:
             printer.event(raw)
         return 0
@@ -202,7 +226,7 @@ def query(args: argparse.Namespace) -> int:
         writer.writerow(HEADS)
         writer.writerows([_cell(value) for value in row] for row in rows)
     else:
-        say(columns.table([[_cell(value) for value in row] for row in rows], [head.upper() for head in HEADS]))
+        say(columns.table([[_cell(value) for value in row] for row in rows], words.heads(language(args), *HEADS)))
     return 0
 
 
@@ -266,7 +290,7 @@ def _counts(args: argparse.Namespace, params: dict[str, str], asked: Client) -> 
         writer.writerows([_cell(row["value"]), row["events"], row["bytes"]] for row in rows)
     else:
         cells = [[row["value"] or "-", str(row["events"]), columns.size_text(row["bytes"])] for row in rows]
-        say(columns.table(cells, [args.group_by.upper(), "EVENTS", "BYTES"]))
+        say(columns.table(cells, words.heads(language(args), args.group_by, "events", "bytes")))
     return 0
 
 
@@ -281,20 +305,20 @@ def agents(args: argparse.Namespace) -> int:
     rows = client(args).get("/v1/agents")["agents"]
     if args.json:
         return _json_lines(rows)
-    zone = local_zone()
-    cells = [
-        [
-            row["name"],
-            row["state"],
-            columns.time_text(row["last_seen"], zone),
-            row["version"] or "-",
-            ", ".join(row["blind"]) or "-",
-            row["agent"],
-        ]
-        for row in rows
-    ]
-    say(columns.table(cells, ["MACHINE", "STATE", "LAST HEARD", "VERSION", "DOES NOT SEE", "AGENT"]))
+    zone, lang = local_zone(), language(args)
+    cells = []
+    for row in rows:
+        at, state = columns.time_text(row["last_seen"], zone), words.say(lang, row["state"])
+        cells.append([row["name"], state, at, row["version"] or "-", _unseen(row, lang), row["agent"]])
+    say(columns.table(cells, words.heads(lang, "machine", "state", "last_heard", "version", "does_not_see", "agent")))
     return 0
+
+
+def _unseen(row: dict[str, Any], lang: Language) -> str:
+    """What a machine does not see, in words; a failing sensor that names nothing is named itself."""
+    said = [BLIND[code][lang == "ja"] if code in BLIND else code for code in row["blind"]]
+    said += [str(each.get("sensor")) for each in row["sensors"] if not each.get("ok") and not each.get("blind")]
+    return TEXTS[lang]["list"].join(said) or "-"
 
 
 def until_ms(text: str) -> int | None:
@@ -320,13 +344,14 @@ def token_list(args: argparse.Namespace) -> int:
     rows = client(args).get("/v1/tokens")["tokens"]
     if args.json:
         return _json_lines(rows)
-    zone = local_zone()
+    zone, lang = local_zone(), language(args)
     cells = []
     for row in rows:
-        uses = f"{row['used']} of {row['uses']}" if row["uses"] else str(row["used"]) if row["role"] == "enroll" else "-"
-        until = columns.time_text(row["until"], zone) if row["until"] else "never"
+        counted = words.say(lang, "uses", **row) if row["uses"] else str(row["used"])
+        uses = counted if row["role"] == "enroll" else "-"
+        until = columns.time_text(row["until"], zone) if row["until"] else words.say(lang, "never")
         cells.append([row["id"], row["role"], uses, columns.time_text(row["created_at"], zone), until, row["note"] or "-"])
-    say(columns.table(cells, ["ID", "ROLE", "USED", "MADE", "ENDS", "NOTE"]))
+    say(columns.table(cells, words.heads(lang, "id", "role", "used", "made", "ends", "note")))
     return 0
 
 

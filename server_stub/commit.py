@@ -203,6 +203,8 @@ class Writer:
     def _run(self) -> None:
         while (group := self._group()) is not None:
             started = time.perf_counter()
+            # Whoever gave up waiting is dropped now; from here on a future can't be cancelled under our hands.
+            group = [each for each in group if each[2].set_running_or_notify_cancel()]
             results: list[tuple[Future[Any], Any, Refusal | None]] = []
             accepted = self.accepted
             try:

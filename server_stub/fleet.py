@@ -30,7 +30,12 @@ class Change(NamedTuple):
 
 
 class AgentRow(Struct, kw_only=True):
-    """One line of `GET /v1/agents`; `state`: "ok", "silent", or "blind" (it reports, but a sensor does not see)."""
+    """One line of `GET /v1/agents`.
+
+    `state`: "ok", "silent", or "blind" (it reports, but a sensor of its does not see what it should). `blind`: codes of
+    what those sensors do not see; `known_limits`: of what the others can't. `waiting`, as of its last hourly summary:
+    events not on its disk yet.
+    """
 
     agent: str
     name: str
@@ -40,8 +45,9 @@ class AgentRow(Struct, kw_only=True):
     version: str | None = None
     config: str | None = None
     blind: list[str] = []
+    known_limits: list[str] = []
     sensors: list[dict[str, Any]] = []
-    queue: Any = None
+    waiting: int | None = None
 
 
 def changes(machines: Iterable[Machine], now_ms: int, silent_after_ms: int, listening_since_ms: int) -> list[Change]:
@@ -79,8 +85,8 @@ def _version(raw: bytes | None) -> str | None:
         return None
 
 
-def _blind(sensors: list[dict[str, Any]]) -> list[str]:
-    """Codes of what is not seen, over all sensors."""
+def _unseen(sensors: Iterable[dict[str, Any]]) -> list[str]:
+    """Codes of what is not seen, over `sensors`."""
     found: set[str] = set()
     for detail in sensors:
         listed = detail.get("blind")
@@ -93,16 +99,18 @@ def row(machine: Machine, enrolled_at: int, latest: dict[str, bytes]) -> AgentRo
     sensors = [_detail(raw) for code, raw in sorted(latest.items()) if code.startswith("agent.sensors/")]
     newest = latest.get("agent.heartbeat") or latest.get("agent.started")
     digest = _detail(latest.get("agent.config")).get("digest")
-    blind = _blind(sensors)
+    failing = [detail for detail in sensors if detail.get("ok") is not True]
+    waiting = _detail(latest.get("agent.heartbeat")).get("waiting")
     return AgentRow(
         agent=machine.agent,
         name=machine.name,
-        state="silent" if machine.silent else "blind" if blind else "ok",
+        state="silent" if machine.silent else "blind" if failing else "ok",
         last_seen=machine.last_seen,
         enrolled_at=enrolled_at,
         version=_version(newest),
         config=digest if isinstance(digest, str) else None,
-        blind=blind,
+        blind=_unseen(failing),
+        known_limits=_unseen(detail for detail in sensors if detail.get("ok") is True),
         sensors=sensors,
-        queue=_detail(latest.get("agent.heartbeat")).get("queue"),
+        waiting=waiting if type(waiting) is int else None,
     )

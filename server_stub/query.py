@@ -32,7 +32,10 @@ FIELDS = {
     "program": "program",
     "day": "date(time / 1000, 'unixepoch', 'localtime')",
 }
-"""What events can be counted by → its column; a day is one of the collector's time zone."""
+"""What events can be counted by → its column, a number of `names`; a day is one of the collector's time zone."""
+
+_NAME = "(SELECT id FROM names WHERE text = ?)"
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -112,24 +115,39 @@ def _like(text: str) -> str:
     return re.sub(r"([\\%_])", r"\\\1", text)
 
 
+def uid_key(uid: str) -> bytes | str:
+    """How an event's uid is kept: a UUID as its 16 bytes, anything else as it is."""
+    return bytes.fromhex(uid.replace("-", "")) if _UUID.fullmatch(uid) else uid
+
+
+def by_uid(uid: str) -> tuple[str, list[Any]]:
+    """Rows `(pos, raw)` of the event with this uid, the first that came."""
+    return "SELECT pos, raw FROM events WHERE uid = ? ORDER BY pos LIMIT 1", [uid_key(uid)]
+
+
 def where(wanted: Filter) -> tuple[str, list[Any]]:
     """The condition and its parameters; never empty, and never true of a folded event."""
     terms, values = ["code IS NOT NULL"], list[Any]()
     if wanted.agent is not None:
-        terms.append("(agent = ? OR machine = ? OR host = ?)")
-        values += [wanted.agent] * 3
+        chains = "SELECT id FROM chains WHERE agent = ?"
+        terms.append(f"(chain IN ({chains}) OR {_NAME} IN (machine, host))")
+        values += [wanted.agent] * 2
     if wanted.user is not None:
-        terms.append("user = ?")
+        terms.append(f"user = {_NAME}")
         values.append(wanted.user)
     if wanted.medium is not None:
-        terms.append("medium IS NOT NULL AND (medium = ? OR medium LIKE ? ESCAPE '\\' OR serial LIKE ? ESCAPE '\\')")
-        values += [wanted.medium, _like(wanted.medium) + "%", _like(wanted.medium) + "%"]
+        keys = "SELECT id FROM names WHERE text LIKE ? ESCAPE '\\'"
+        serials = "SELECT medium FROM serials WHERE serial LIKE ? ESCAPE '\\'"
+        terms.append(f"medium IN ({keys} UNION {serials})")
+        values += [_like(wanted.medium) + "%"] * 2
     if wanted.event is not None:
         codes = [code for code in wanted.event.split(",") if code]
-        terms.append("(" + " OR ".join("code LIKE ? ESCAPE '\\'" if code.endswith("*") else "code = ?" for code in codes) + ")")
+        each = " OR ".join("text LIKE ? ESCAPE '\\'" if code.endswith("*") else "text = ?" for code in codes)
+        terms.append(f"code IN (SELECT id FROM names WHERE {each or '0'})")  # noqa: S608 - constants
         values += [_like(code[:-1]) + "%" if code.endswith("*") else code for code in codes]
     if wanted.severity is not None:
-        terms.append("severity >= ?")
+        # Said as a constant, too: an index over part of the events can't be chosen by what a parameter will be.
+        terms.append("severity >= 3 AND severity >= ?" if wanted.severity >= 3 else "severity >= ?")
         values.append(wanted.severity)
     if wanted.since is not None:
         terms.append("time >= ?")
@@ -153,9 +171,11 @@ def tail(wanted: Filter, *, after: int, upto: int, limit: int) -> tuple[str, lis
     condition, values = where(wanted)
     folded = "code IS NULL"
     if wanted.agent is not None:
-        folded += " AND (agent = ? OR agent IN (SELECT agent FROM agents WHERE name = ?))"
+        named = "SELECT agent FROM agents WHERE name = ?"
+        folded += f" AND chain IN (SELECT id FROM chains WHERE agent = ? OR agent IN ({named}))"  # noqa: S608 - constants
         values += [wanted.agent] * 2
-    text = f"SELECT pos, raw, code IS NULL, agent FROM events WHERE pos > ? AND pos <= ? AND (({condition}) OR ({folded}))"  # noqa: S608
+    whose = "(SELECT agent FROM chains WHERE id = chain)"
+    text = f"SELECT pos, raw, code IS NULL, {whose} FROM events WHERE pos > ? AND pos <= ? AND (({condition}) OR ({folded}))"  # noqa: S608
     return f"{text} ORDER BY pos LIMIT ?", [after, upto, *values, limit]
 
 
@@ -177,6 +197,7 @@ def counts(wanted: Filter, field: str) -> tuple[str, list[Any]]:
     if field not in FIELDS:
         raise BadQuery(f'can\'t count by "{field[:40]}"; the fields are: {", ".join(FIELDS)}')
     condition, values = where(wanted)
-    text = f"SELECT {FIELDS[field]} AS v, count(*) AS n, coalesce(sum(bytes), 0) AS b FROM events"  # noqa: S608
-    order = "v" if field == "day" else "b DESC, n DESC, v"
-    return f"{text} WHERE {condition} GROUP BY v ORDER BY {order}", values
+    value = "v" if field == "day" else "(SELECT text FROM names WHERE id = v)"
+    each = f"SELECT {FIELDS[field]} AS v, count(*) AS n, coalesce(sum(bytes), 0) AS b FROM events"  # noqa: S608 - constants
+    order = "t" if field == "day" else "b DESC, n DESC, t"
+    return f"SELECT {value} AS t, n, b FROM ({each} WHERE {condition} GROUP BY v) ORDER BY {order}", values  # noqa: S608

@@ -15,8 +15,9 @@ import msgspec
 
 from agent.contract import columns
 from agent.contract.wire import ApprovalEntry
+from server_stub import words
 from server_stub.client import Client, Failed
-from server_stub.commands import client, local_zone, say, until_ms
+from server_stub.commands import client, language, local_zone, say, until_ms
 from server_stub.query import BadQuery
 
 HEADS = ["key", "owner", "approver", "purpose", "until", "machines", "dirs", "read_only", "revoked", "reason"]
@@ -37,12 +38,12 @@ def listing(args: argparse.Namespace) -> int:
         for row in rows:
             say(msgspec.json.encode(row).decode())
         return 0
-    zone, cells = local_zone(), []
+    zone, lang, cells = local_zone(), language(args), []
     for row in rows:
-        until = columns.time_text(row.until - 1, zone) if row.until else "no end"
-        state = f"revoked: {row.reason}" if row.revoked else "read-only" if row.read_only else "approved"
-        cells.append([row.key, row.owner, row.approver, until, state, row.purpose])
-    say(columns.table(cells, ["KEY", "OWNER", "APPROVER", "UNTIL", "STATE", "PURPOSE"]))
+        until = columns.time_text(row.until - 1, zone) if row.until else words.say(lang, "no_end")
+        state = "revoked" if row.revoked else "read_only" if row.read_only else "approved"
+        cells.append([row.key, row.owner, row.approver, until, words.say(lang, state, reason=row.reason), row.purpose])
+    say(columns.table(cells, words.heads(lang, "key", "owner", "approver", "until", "state", "purpose")))
     return 0
 
 

@@ -29,6 +29,7 @@ HEAD_TIMEOUT_S = 15.0
 KEEP_ALIVE_S = 75
 MAX_HEAD_BYTES = 32 << 10
 GRACE_S = 10
+WANTED_DESCRIPTORS = 65_536
 log = logging.getLogger(__name__)
 
 
@@ -162,11 +163,21 @@ async def _watchdog(collector: Collector) -> None:
         await asyncio.sleep(int(wanted) / 2_000_000)
 
 
+def _raise_descriptor_limit() -> None:
+    """Every agent holds a connection open: as many as are allowed to us, and more if we may allow them to ourselves."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(hard, WANTED_DESCRIPTORS)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (ValueError, OSError):  # raising the hard limit takes CAP_SYS_RESOURCE (setrlimit(2))
+        wanted = hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    log.debug("descriptors limit=%d", wanted)
+
+
 async def serve(settings: Settings, ready: Any = None) -> None:
     """Serve until SIGTERM or SIGINT. `ready(url)` is called once it answers. Raises ConfigError, StoreError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    log.debug("descriptors soft=%d hard=%d", soft, hard)
+    _raise_descriptor_limit()
     tls = {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key} if settings.tls_cert else {}
     async with opened(settings) as collector:
         servers = [

@@ -113,19 +113,25 @@ async def follow(
         yield gap_frame(size(), Gap("the log is shorter than this cursor: it was restored from an older state"))
         cursor = size()
     yield cursor_frame(cursor)
+    clock = asyncio.get_running_loop().time
+    spoken_at = clock()
     while not stopping():
+        if clock() - spoken_at >= KEEP_ALIVE_S:
+            # Nothing for this reader, however much came for others: it must hear that the line is alive, and how far it is.
+            yield cursor_frame(cursor)
+            spoken_at = clock()
         rung = bell.next()
         newest = size()
         if max_behind is not None and newest - cursor > max_behind:
             yield gap_frame(newest, Gap("behind", newest - cursor))
             cursor = newest
         if cursor == newest:
-            if not await Bell.wait(rung, KEEP_ALIVE_S):
-                yield cursor_frame(cursor)
+            await Bell.wait(rung, KEEP_ALIVE_S - (clock() - spoken_at))
             continue
         upto = min(newest, cursor + SPAN)
         sql, values = query.tail(wanted, after=cursor, upto=upto, limit=PAGE)
         rows = await read(sql, values)
         if rows:
             yield b"".join(frames(rows))
+            spoken_at = clock()
         cursor = rows[-1][0] if len(rows) == PAGE else upto

@@ -1,7 +1,20 @@
 """What every test run says at its end: not only what passed, but what could not run on this machine, and why."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
+
+from agent.pytest_plugin import Agent
+from tests.house import none_is_bad_ocsf
+
+
+@pytest.fixture
+def sekisho_agent(sekisho_agent: Agent) -> Iterator[Agent]:
+    """The public fixture; and whatever it recorded must be OCSF 1.8.0."""
+    yield sekisho_agent
+    none_is_bad_ocsf(sekisho_agent.events())
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.pytest_plugin import _environment
+from tests.ocsf_check import problems
 
 TOKEN = "house-token"
 LOGIN_UID = 1000
@@ -30,6 +31,12 @@ def until(holds: Callable[[], Any], otherwise: str | Callable[[], str], within_s
         assert time.monotonic() < deadline, otherwise() if callable(otherwise) else otherwise
         time.sleep(0.02)
     return value
+
+
+def none_is_bad_ocsf(events: list[dict[str, Any]]) -> None:
+    """Every event that a test made the product write is valid OCSF 1.8.0."""
+    bad = {event["metadata"]["event_code"]: found for event in events if (found := problems(event))}
+    assert not bad, bad
 
 
 def free_port() -> int:

@@ -1,8 +1,8 @@
 """The grammar of filters: what a person may write, and that none of it ever becomes SQL."""
 
-import sqlite3
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from server_stub import query
 from server_stub.intake import row_of
 from server_stub.query import BadQuery, Filter
-from server_stub.store.sqlite import _INSERT
+from server_stub.store import StoreError
+from server_stub.store.sqlite import SqliteStore
 from tests.collector_client import Client, copied, draft
 
 JST = timezone(timedelta(hours=9))
@@ -55,9 +56,10 @@ def test_severities_have_names_and_numbers() -> None:
             query.parse_severity(wrong)
 
 
-def store() -> sqlite3.Connection:
-    db = sqlite3.connect(":memory:")
-    db.executescript(resources.files("server_stub.store").joinpath("schema.sql").read_text())
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteStore]:
+    global STORE
+    STORE = SqliteStore(tmp_path_factory.mktemp("store") / "collector.db")
     agent = Client(0, "ws-1")
     made = [
         draft(agent=agent.id, at=1000, **copied("2014-06.csv", user="sato")),
@@ -66,21 +68,23 @@ def store() -> sqlite3.Connection:
         draft("agent.tampered", agent=agent.id, at=4000),
         draft(agent=agent.id, at=5000, **copied('顧客 \\ "リスト".csv', user="sato", bytes=7)),
     ]
-    for pos, each in enumerate(made, 1):
-        raw = agent.append(each)
-        db.execute(_INSERT, (pos, 0, *row_of(raw, agent.id, agent.hashes[-1])))
-    return db
+    session = STORE.session()
+    session.begin()
+    session.add(1, [row_of(agent.append(each), agent.id, agent.hashes[-1]) for each in made], 0)
+    session.commit()
+    yield STORE
+    STORE.close()
 
 
-STORE = store()
+STORE: SqliteStore
 
 
 def found(**given: str) -> list[int]:
     wanted = query.parse(given, NOW, JST)
     sql, values = query.sql(wanted, after=None, descending=False, limit=100)
-    rows = [row[0] for row in STORE.execute(sql, values)]
+    rows = [row[0] for row in STORE.rows(sql, values)]
     tail_sql, tail_values = query.tail(wanted, after=0, upto=100, limit=100)
-    assert [row[0] for row in STORE.execute(tail_sql, tail_values)] == rows
+    assert [row[0] for row in STORE.rows(tail_sql, tail_values)] == rows
     return rows
 
 
@@ -132,8 +136,8 @@ def test_no_text_ever_becomes_sql(texts: dict[str, str]) -> None:
     if "event" not in texts and "q" not in texts:
         assert sql == other, "the SQL depends on which filters are given, not on what they say"
     assert sql.count("?") == len(values)
-    STORE.execute(sql, values).fetchall()
-    assert STORE.execute("SELECT count(*) FROM events").fetchone() == (5,)
+    STORE.rows(sql, values)
+    assert STORE.rows("SELECT count(*) FROM events") == [(5,)]
 
 
 @pytest.mark.parametrize("nasty", ["' OR '1'='1", '"; DROP TABLE events; --', "\\", "%' --", "?", "x' UNION SELECT 1,2 --"])
@@ -142,11 +146,37 @@ def test_the_usual_injections_find_nothing(nasty: str) -> None:
         assert found(**{name: nasty}) == []
 
 
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (Filter(user="sato"), "events_user"),
+        (Filter(medium="usb:"), "events_medium"),
+        (Filter(severity=4), "events_grave"),
+        (Filter(since=1, until=2), None),
+    ],
+)
+def test_every_index_has_a_question_that_uses_it(wanted: Filter, index: str | None) -> None:
+    sql, values = query.sql(wanted, after=None, descending=True, limit=100)
+    plan = " ".join(row[3] for row in STORE.rows("EXPLAIN QUERY PLAN " + sql, values))
+    print(plan)
+    assert index is None or index in plan
+    by_uid = " ".join(row[3] for row in STORE.rows("EXPLAIN QUERY PLAN " + query.by_uid("x")[0], ["x"]))
+    assert "events_uid" in by_uid
+
+
+def test_a_store_of_a_newer_collector_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    made = SqliteStore(tmp_path / "collector.db")
+    made.rows("PRAGMA user_version = 99")
+    made.close()
+    with pytest.raises(StoreError, match=r"collector.db: made by a newer version .*layout 99.*; update this one"):
+        SqliteStore(tmp_path / "collector.db")
+
+
 def test_counts_add_up_by_field() -> None:
     sql, values = query.counts(Filter(event="file.copied_out"), "user")
-    assert STORE.execute(sql, values).fetchall() == [("sato", 2, 4_200_007), ("ito", 1, 4_200_000)]
+    assert STORE.rows(sql, values) == [("sato", 2, 4_200_007), ("ito", 1, 4_200_000)]
     for field in query.FIELDS:
-        STORE.execute(*query.counts(Filter(), field)).fetchall()
+        STORE.rows(*query.counts(Filter(), field))
     with pytest.raises(BadQuery, match="the fields are"):
         query.counts(Filter(), "raw; DROP TABLE events")
 

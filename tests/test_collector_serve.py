@@ -464,7 +464,7 @@ def test_the_collectors_own_events_are_ocsf_and_a_whole_chain(tmp_path: Path) ->
 
 def raw_events(root: Path, agent: str) -> list[bytes]:
     db = sqlite3.connect(root / "collector" / "collector.db")
-    rows = db.execute("SELECT raw FROM events WHERE agent = ? ORDER BY seq", (agent,)).fetchall()
+    rows = db.execute("SELECT CAST(raw AS BLOB) FROM readable WHERE agent = ? ORDER BY seq", (agent,)).fetchall()
     db.close()
     return [row[0] for row in rows]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.contract.event import path_text
-from agent.core.facts import Attributes, Closed, Created, Deleted, Fact, FileFact, Found, Grown, Lost, Moved, Opened
-from agent.sense import SensorError, kernel
+from agent.core.facts import Attributes, Closed, Created, Deleted, Fact, FileFact, Found, Grown, Lost, Moved, Opened, Sized
+from agent.sense import SensorError, kernel, sizes
 from agent.sense.fanotify import Fanotify
 from agent.sense.marks import alone
 from tests.kernel_lab import EXT4, ROOT, medium, run, until
@@ -55,11 +55,27 @@ def test_each_file_read_is_one_fact_with_a_key_that_lasts(files: Fanotify, prote
     assert all(fact.size is None for fact in facts if isinstance(fact, Opened))
 
 
-def test_sizes_are_looked_up_when_they_are_wanted(files: Fanotify, protected: Path) -> None:
-    files.want_sizes = True
-    run(f"cat {protected}/2026/b.csv")
-    (fact,) = told(files)
-    assert isinstance(fact, Opened) and fact.size == 700 and fact.inode == (protected / "2026" / "b.csv").stat().st_ino
+@EXT4
+def test_the_size_comes_with_what_a_program_opens_after_it_wrote_to_a_medium(
+    files: Fanotify, protected: Path, stick: Path
+) -> None:
+    files.watch_medium(str(stick), alone=True)
+    for wanted in (False, True):
+        files.want_sizes = wanted
+        run(f"cat {protected}/a.csv; cp {protected}/a.csv {protected}/2026/b.csv {stick}")
+        reader, first, second = (fact for fact in told(files) if isinstance(fact, Opened))
+        assert reader.size is None and first.size is None, "nobody knows yet that it will be written"
+        assert (second.size, second.inode) == ((700, (protected / "2026" / "b.csv").stat().st_ino) if wanted else (None, None))
+
+
+def test_sizes_are_looked_up_when_they_are_asked_for(tmp_path: Path) -> None:
+    odd = tmp_path / "顧客 \\ 2026.csv"
+    odd.write_text("12345")
+    (tmp_path / "link").symlink_to(odd)
+    paths = [path_text(os.fsencode(path)) for path in (odd, tmp_path / "gone", tmp_path / "link", tmp_path)]
+    facts = list(sizes.look(paths, 7))
+    assert [(fact.path, fact.size) for fact in facts if isinstance(fact, Sized)] == list(zip(paths, (5, None, None, None)))
+    assert facts[0] == Sized(at_ms=7, path=paths[0], size=5, inode=odd.stat().st_ino)
 
 
 def test_a_name_in_any_script_or_bytes_arrives_as_path_text(files: Fanotify, protected: Path) -> None:

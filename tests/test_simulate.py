@@ -33,6 +33,15 @@ def test_a_descriptor_counts_once_it_parses_whole(tmp_path: Path) -> None:
     assert simulate.present(tmp_path)[0].descriptor.kind == "phone"
 
 
+def test_a_descriptor_that_would_stall_or_fill_its_reader_is_passed_over(tmp_path: Path) -> None:
+    for name in ("pipe", "link", "large"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe.medium.toml")
+    (tmp_path / "link.medium.toml").symlink_to("/dev/zero")
+    (tmp_path / "large.medium.toml").write_text("#" * (1 << 20))
+    assert simulate.present(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 65])
 def test_a_name_cannot_leave_the_directory(tmp_path: Path, name: str) -> None:
     with pytest.raises(simulate.SimulationError, match="can't be a medium's name"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.pytest_plugin import Agent, Media, _environment
-from tests.house import LOGIN_UID, Collector, as_person, can_set_loginuid, link_config, until
+from tests.house import LOGIN_UID, Collector, as_person, can_set_loginuid, link_config, none_is_bad_ocsf, until
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: fanotify (CAP_SYS_ADMIN)")
 
@@ -22,6 +22,7 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
     made = Collector(tmp_path)
     made.start()
     yield made
+    none_is_bad_ocsf(made.events())
     made.stop()
 
 

@@ -88,12 +88,15 @@ class Program:
         path = self.ws.path(name)
         key = self.ws.keys[path]
         if self.ws.watched(path):
-            size, inode = self.ws.sizes[path], int.from_bytes(key[-4:], "big")
-            self.ws.tell(facts.Opened(at_ms=self.ws.now, pid=self.pid, key=key, path=path, size=size, inode=inode))
+            fact = facts.Opened(at_ms=self.ws.now, pid=self.pid, key=key, path=path)
+            if self.pid in self.ws.writers:
+                fact.size, fact.inode = self.ws.sizes[path], int.from_bytes(key[-4:], "big")
+            self.ws.tell(fact)
         return self
 
     def create(self, path: str) -> "Program":
         self.ws.file(path, 0)
+        self.ws.writers.add(self.pid)
         self.ws.tell(facts.Created(at_ms=self.ws.now, pid=self.pid, key=self.ws.keys[path], path=path))
         return self
 
@@ -149,6 +152,7 @@ class Workstation:
         self.raw: list[bytes] = []
         self.sizes: dict[str, int] = {}
         self.keys: dict[str, bytes] = {}
+        self.writers: set[int] = set()
         self.stick = ""
         self._pids = itertools.count(1000)
         self._keys = itertools.count(1)
@@ -169,6 +173,10 @@ class Workstation:
             self.events.append(Seen(json.loads(data)))
             wrong = problems(self.events[-1])
             assert not wrong, self.tale(f"not OCSF: {wrong}\n{data.decode()}")
+        for path in self.core.ask():  # the daemon looks them up at once
+            size = self.sizes.get(path)
+            inode = None if size is None else int.from_bytes(self.keys[path][-4:], "big")
+            self.tell(facts.Sized(at_ms=self.now, path=path, size=size, inode=inode))
         return self
 
     def wait(self, seconds: float) -> "Workstation":

@@ -131,7 +131,7 @@ class LostInfo(Struct, kw_only=True):
 class Sekisho(Struct, kw_only=True):
     """`unmapped.sekisho`: all that OCSF has no place for. `extra` events may carry free keys in `detail`."""
 
-    medium: MediumInfo | UnsetType = UNSET
+    medium: MediumInfo | Raw | UnsetType = UNSET
     simulated: bool | UnsetType = UNSET
     protected: ProtectedInfo | UnsetType = UNSET
     source: SourceInfo | UnsetType = UNSET

@@ -216,6 +216,10 @@ REASONS: dict[str, tuple[str, str]] = {
         "the collector would not take them; their digests are kept",
         "収集サーバーが受け付けませんでした。ダイジェストは残っています",
     ),
+    "reads_forgotten": (
+        "more reads were under way than can be remembered",
+        "同時の読み取りが多すぎ、すべては覚えていられませんでした",
+    ),
     "state_unreadable": (
         "the counters of limits could not be read; they began anew",
         "上限の計数を読み出せず、数え直しました",

@@ -11,9 +11,10 @@ record, queued at the first write). Where sizes of sources are wanted, it waits 
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import islice
 from typing import NamedTuple
 
-from agent.core.facts import FileFact, Sized
+from agent.core.facts import FileFact, Lost, Sized
 from agent.core.grading import Dest, Grading, Left
 from agent.core.media import Mount
 from agent.core.people import People
@@ -24,6 +25,8 @@ _FOUND_SETTLE_MS = 1_000
 _MOST_OPEN = 20_000
 _MOST_RECENT = 4_096
 _RECENT_MS = 60_000
+_TELL_EVERY_MS = 60_000
+_MATTERS_MS = 900_000
 
 
 class Arrival(NamedTuple):
@@ -50,6 +53,7 @@ class Joins:
         self._people = people
         self._grading = Grading(people, protected)
         self.reads = self._grading.reads
+        self.wanted = self._grading.wanted
         self._open: dict[bytes, Dest] = {}
         self._settling: dict[bytes, Dest] = {}
         self._asking: list[bytes] = []
@@ -57,7 +61,7 @@ class Joins:
         self._names, self._last_begun = self._grading.names, self._grading.last_begun
         self._timetable: list[tuple[int, int, bytes]] = []
         """A heap of (due_ms, order, key); an entry that no longer fits its file is passed over."""
-        self._order = self._now_ms = 0
+        self._order = self._now_ms = self._forgetting_ms = 0
         self._moment: Moment = (0, 0)
 
     # -- facts in ------------------------------------------------------------------------------------------------------
@@ -101,11 +105,6 @@ class Joins:
         self._settle(dest, fact.at_ms + SETTLE_MS)
         return None
 
-    @property
-    def wanted(self) -> list[str]:
-        """Paths of opened files of which Sized facts are wanted now."""
-        return self._grading.wanted
-
     def sized(self, fact: Sized) -> list[Arrival]:
         """A size that was wanted: once all are there, what waited for them is decided."""
         if not self._grading.answered(fact) or not self._asking:
@@ -147,11 +146,14 @@ class Joins:
             return None
         moved.renamed(fact.path)
         moved.size = moved.size if size is None else max(size, 0)
-        return self._decide(settled) if settled is not None else None
+        if settled is None:
+            return None
+        self._settling[settled.key] = settled
+        return next(iter(self._decided([settled])), None)
 
     def moved_onto(self, fact: FileFact, mount: Mount, origin: Read | None, size: int | None, is_dir: bool) -> Arrival | None:
         """Something was renamed onto a medium from the same file system; `origin` is the protected file that it is."""
-        self._recent[fact.key] = _Recent(size, fact.at_ms)
+        self._remember(fact.key, size, fact.at_ms)
         if origin is None:
             return None if is_dir else Arrival(mount, fact.path, size, fact.pid, fact.at_ms, [])
         left = Left(origin, size, "lineage" if origin.via else "process", 1.0)
@@ -197,6 +199,15 @@ class Joins:
     def due_ms(self) -> int | None:
         """When something settles next, at the latest; None if nothing is waiting."""
         return self._timetable[0][0] if self._settling else None
+
+    def forgotten(self, now_ms: int, media_there: bool) -> Lost | None:
+        """What was given up for room since this was last told, once a minute at most; it matters only while media are there."""
+        count, since_ms = self.reads.forgotten, self._forgetting_ms
+        age_ms = now_ms - since_ms
+        due = count > 0 and media_there and not 0 <= age_ms < _TELL_EVERY_MS
+        if due or not count or age_ms > _MATTERS_MS:
+            self.reads.forgotten, self._forgetting_ms = 0, now_ms
+        return Lost(at_ms=now_ms, reason="reads_forgotten", since_ms=since_ms, until_ms=now_ms, count=count) if due else None
 
     def forget(self, pid: int) -> None:
         """A process is over for good, or its pid began a new life."""
@@ -264,11 +275,14 @@ class Joins:
             for pid in (dest.pid, *self._people.kin(dest.pid)):
                 for each in left:
                     self.reads.use(pid, each.read)
-        self._recent.pop(dest.key, None)
-        self._recent[dest.key] = _Recent(dest.size, dest.at_ms)
-        if len(self._recent) > _MOST_RECENT:
-            del self._recent[next(iter(self._recent))]
+        self._remember(dest.key, dest.size, dest.at_ms)
         return Arrival(dest.mount, dest.path, dest.size, dest.pid, dest.at_ms, left)
+
+    def _remember(self, key: bytes, size: int | None, at_ms: int) -> None:
+        self._recent.pop(key, None)
+        self._recent[key] = _Recent(size, at_ms)
+        if len(self._recent) > 2 * _MOST_RECENT:
+            self._recent = dict(islice(self._recent.items(), _MOST_RECENT, None))
 
     def _decide(self, dest: Dest) -> Arrival | None:
         """What left into a settled file; None if it was told before and nothing is new."""

@@ -63,27 +63,33 @@ class Limits:
     def __init__(self, limits: list[WindowLimit]) -> None:
         self.limits = limits
         self._people: dict[str, _Person] = {}
+        self._latest = ""
         self.changed = False
 
     def add(self, person: str, at_ms: int, size_bytes: int, source: str, event_uid: str) -> list[Passed]:
         """Count; the limits that this passed just now. `source` names the file, `person` is any stable word for a person."""
         self.changed = True
-        known = self._people.pop(person, None) or _Person()
-        self._people[person] = known
-        if len(self._people) > _MOST_PEOPLE:
-            del self._people[next(iter(self._people))]
+        if person != self._latest:
+            self._people[person] = self._people.pop(person, None) or _Person()
+            self._latest = person
+            if len(self._people) > _MOST_PEOPLE:
+                del self._people[next(iter(self._people))]
+        known = self._people[person]
         known.events.append((at_ms, event_uid))
         if len(known.events) > 2 * _EVIDENCE:
             del known.events[:_EVIDENCE]
         digest = int.from_bytes(blake2b(source.encode(), digest_size=8).digest(), "big")
         passed = []
         for limit in self.limits:
-            window = known.windows.setdefault(limit.name, _Window())
-            _count(window, _bucket(limit, at_ms), max(size_bytes, 0), digest)
-            sums = _sums(window)
-            if _fires(window, limit, *sums):
+            window = known.windows.get(limit.name)
+            if window is None:
+                window = known.windows[limit.name] = _Window()
+            _count(window, at_ms * BUCKETS // (max(limit.window_s, 1) * 1000), size_bytes if size_bytes > 0 else 0, digest)
+            files = window.unremembered + len(window.files)
+            if _fires(window, limit, window.bytes, files):
                 since = at_ms - limit.window_s * 1000
-                passed.append(Passed(limit, *sums, [uid for when, uid in known.events if when > since][-_EVIDENCE:]))
+                evidence = [uid for when, uid in known.events if when > since][-_EVIDENCE:]
+                passed.append(Passed(limit, window.bytes, files, evidence))
         return passed
 
     def counted(self, person: str, limit: WindowLimit, at_ms: int) -> tuple[int, int]:
@@ -103,7 +109,7 @@ class Limits:
                 _expire(window, _bucket(by_name[name], now_ms))
             if not any(window.buckets or window.files for window in known.windows.values()):
                 del self._people[person]
-                self.changed = True
+                self._latest, self.changed = "", True
 
     def to_bytes(self) -> bytes:
         """All counters."""
@@ -111,6 +117,7 @@ class Limits:
 
     def from_bytes(self, data: bytes) -> None:
         """Take back what `to_bytes` gave. Raises msgspec.MsgspecError."""
+        self._latest = ""
         self._people = msgspec.msgpack.decode(data, type=dict[str, _Person])
 
 
@@ -119,8 +126,11 @@ def _bucket(limit: WindowLimit, at_ms: int) -> int:
 
 
 def _count(window: _Window, bucket: int, size_bytes: int, digest: int) -> None:
-    _expire(window, bucket)
-    here = window.buckets.setdefault(bucket, [0, 0])
+    if bucket != window.newest:
+        _expire(window, bucket)
+    here = window.buckets.get(bucket)
+    if here is None:
+        here = window.buckets[bucket] = [0, 0]
     here[0] += size_bytes
     window.bytes += size_bytes
     if window.files.pop(digest, None) is not None or len(window.files) < _MOST_FILES:
@@ -163,11 +173,12 @@ def _sums(window: _Window) -> tuple[int, int]:
 
 def _fires(window: _Window, limit: WindowLimit, size_bytes: int, files: int) -> bool:
     """Whether a finding is due. `fired` is the multiple of the limit at which the next one is not due yet."""
-    level = max(size_bytes // limit.bytes if limit.bytes else 0, files // limit.files if limit.files else 0)
+    by_bytes, by_files = size_bytes // limit.bytes if limit.bytes else 0, files // limit.files if limit.files else 0
+    level = by_bytes if by_bytes > by_files else by_files
     if level == 0:
         window.fired = 0
         return False
-    if level < max(window.fired * 2, 1):
+    if level < window.fired * 2:
         return False
     window.fired = 1 << (level.bit_length() - 1)
     return True

@@ -52,6 +52,11 @@ class Lineage:
         if len(self._dirs) > _MOST_DIRS:
             del self._dirs[next(iter(self._dirs))]
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing protected is known to lie outside."""
+        return not self._files and not self._dirs
+
     def of(self, key: bytes, path: str) -> Origin | None:
         """The origin of a file by its key, else by the moved-out directory it lies in; None if it has nothing protected."""
         known = self._files.get(key)

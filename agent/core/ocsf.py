@@ -32,11 +32,14 @@ from agent.contract.event import (
 )
 from agent.core import facts
 from agent.core.history import Summary
-from agent.core.joins import Arrival, Left
+from agent.core.grading import Left
+from agent.core.joins import Arrival
 from agent.core.limits import Passed
 from agent.core.media import Medium, Mount, clean
 from agent.core.people import Entry
+from agent.core.places import below
 from agent.core.policy import Raise
+from agent.core.reads import GONE
 from agent.core.register import Verdict
 
 TITLES = {
@@ -55,6 +58,7 @@ _ENDPOINT, _IN_TRANSIT = 1, 2
 _HOST = ["host"]
 _MOST_CACHED = 256
 _encode = msgspec.json.encode
+_COPIED_OUT = CODES["file.copied_out"]
 
 
 class _Spoken:
@@ -111,7 +115,8 @@ class Writer:
         product = {"name": PRODUCT, "vendor_name": PRODUCT, "version": version}
         self._product = Raw(_encode(product))
         self._nobody = Raw(_encode({"app_name": PRODUCT}))
-        self._media: dict[tuple[Medium, str, Verdict], MediumInfo] = {}
+        self._media: dict[tuple[Medium, str, Verdict], Raw] = {}
+        self._latest: tuple[Medium | None, Mount | None, Verdict | None, Raw] = (None, None, None, self._nobody)
 
     # -- media ---------------------------------------------------------------------------------------------------------
 
@@ -162,26 +167,32 @@ class Writer:
         self, arrival: Arrival, left: Left, protected: ProtectedInfo, entry: Entry | None, verdict: Verdict, severity: int
     ) -> Event:
         """`file.copied_out`: one source, one destination."""
-        read, mount = left.read, arrival.mount
-        path = _shown(mount, arrival.path)
+        read, mount, size = left.read, arrival.mount, arrival.size
+        path, stat, via = _shown(mount, arrival.path), read.stat or GONE, read.via
         sekisho = self._about(mount.medium, mount, verdict)
         sekisho.protected = protected
-        sekisho.source = SourceInfo(
-            path=read.path,
-            size=UNSET if read.size is None else read.size,
-            inode=UNSET if read.inode is None else read.inode,
-            via=[read.via] if read.via else UNSET,
-        )
-        sekisho.dest = DestInfo(path=path, size=UNSET if arrival.size is None else arrival.size)
-        sekisho.bytes = UNSET if left.bytes is None else left.bytes
+        sekisho.source = SourceInfo(path=read.path)
+        if stat[0] is not None:
+            sekisho.source.size = stat[0]
+        if stat[1] is not None:
+            sekisho.source.inode = stat[1]
+        if via:
+            sekisho.source.via = [via]
+        sekisho.dest = DestInfo(path=path, size=UNSET if size is None else size)
+        if left.bytes is not None:
+            sekisho.bytes = left.bytes
         sekisho.way, sekisho.link, sekisho.confidence = "mount", left.link, left.confidence
-        event = self._event("file.copied_out", CODES["file.copied_out"], arrival.at_ms, sekisho)
+        event = self._event("file.copied_out", _COPIED_OUT, arrival.at_ms, sekisho)
         event.severity_id = severity
         self._by(event, entry, arrival.pid, True)
-        event.file = _volume(mount) | {"name": _last(path) or "?", "path": path}
-        event.file["type_id"] = _FOLDER if arrival.is_dir else _REGULAR
-        if arrival.size is not None:
-            event.file["size"] = arrival.size
+        event.file = {
+            **_volume(mount),
+            "name": _last(path) or "?",
+            "path": path,
+            "type_id": _FOLDER if arrival.is_dir else _REGULAR,
+        }
+        if size is not None:
+            event.file["size"] = size
         return event
 
     def written(self, arrival: Arrival, entry: Entry | None, verdict: Verdict, named: bool) -> Event:
@@ -207,7 +218,7 @@ class Writer:
         root = summary.whose.root
         detail: dict[str, Any] = dict(summary.counts)
         if summary.names:
-            detail["files"] = list(summary.names)
+            detail["files"] = [below(root, path) for path in summary.names]
         if summary.unnamed:
             detail["not_named"] = summary.unnamed
         sekisho = Sekisho(protected=ProtectedInfo(path=root, label=label), detail=detail)
@@ -335,12 +346,13 @@ class Writer:
         )
 
     def _about(self, medium: Medium, mount: Mount | None, verdict: Verdict) -> Sekisho:
-        at = (medium, mount.mount if mount is not None else "", verdict)
-        info = self._media.get(at)
-        if info is None:
+        about, on, judged, info = self._latest
+        if about is not medium or on is not mount or judged != verdict:  # a hash over all of a medium costs a microsecond
+            at = (medium, mount.mount if mount is not None else "", verdict)
             if len(self._media) >= _MOST_CACHED:
                 self._media.clear()
-            info = self._media[at] = _medium_info(medium, mount, verdict)
+            info = self._media.get(at) or self._media.setdefault(at, Raw(_encode(_medium_info(medium, mount, verdict))))
+            self._latest = (medium, mount, verdict, info)
         return Sekisho(medium=info, simulated=True if medium.simulated else UNSET)
 
     def _by(self, event: Event, entry: Entry | None, pid: int, argv: bool) -> None:

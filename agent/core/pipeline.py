@@ -9,7 +9,7 @@ once a second while they come in a storm: after a kill, at most that second is n
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -18,14 +18,16 @@ from msgspec import Struct
 from agent.contract.codes import CODES
 from agent.contract.event import Event, ProtectedInfo
 from agent.core import facts, history
-from agent.core.joins import Arrival, Joins, Left
+from agent.core.grading import Left
+from agent.core.joins import Arrival, Joins
 from agent.core.limits import Limits, WindowLimit
 from agent.core.lineage import Lineage
 from agent.core.media import Media, Medium, Mount, MountWatch, clean_path
 from agent.core.ocsf import Writer
 from agent.core.people import People
 from agent.core.policy import Raise, Unapproved, attached_severity, copied_out_severity
-from agent.core.reads import Read
+from agent.core.places import Place, Places, ProtectedDir, below
+from agent.core.reads import Read, read_of
 from agent.core.register import MediaRegister, Verdict
 
 __all__ = ["Core", "CoreConfig", "MountWatch", "ProtectedDir", "WindowLimit"]
@@ -35,14 +37,6 @@ MOST_AT_ONCE = 2_000
 _SWEEP_MS = 10_000
 _KEEP_MS = 1_000
 _KEEP_BYTES_A_MS = 64
-_MOST_PLACES = 8_192
-
-
-class ProtectedDir(Struct, frozen=True, kw_only=True):
-    """A protected directory: `path` without links, spelt by `path_text`."""
-
-    path: str
-    label: str
 
 
 class CoreConfig(Struct, kw_only=True):
@@ -65,31 +59,29 @@ class _State(Struct, array_like=True):
     unapproved: bytes
 
 
-_Place = tuple[ProtectedDir | None, Mount | None]
-_ELSEWHERE: _Place = (None, None)
-
-
 class Core:
     """The whole pure middle of the agent. `new_uid` gives ids that can't be guessed."""
 
     def __init__(self, config: CoreConfig, new_uid: Callable[[], str]) -> None:
         self._new_uid = new_uid
         self._media, self._people, self._lineage = Media(), People(), Lineage()
+        self._places = Places(self._media)
         self._register = MediaRegister(config.agent, config.name)
         self._limits, self._unapproved, self._history = Limits([]), Unapproved(), history.History()
-        self._joins = Joins(self._people, self._is_protected)
+        self._joins = Joins(self._people, self._places.is_protected)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
+        self.wanted = self._joins.wanted
         self._waiting: deque[tuple[Arrival, Left | None]] = deque()
         self._attached: dict[str, Event] = {}
-        self._places: dict[str, _Place] = {}
         self._counts: Counter[str] = Counter()
         self._now_ms = self._swept_ms = self._kept_ms = self._keep_every_ms = 0
         self._dirty = self._state_lost = False
         self.reconfigure(config)
-        self._stages: dict[type[facts.Fact], Callable[[Any], Iterator[Event]]] = {
+        self._stages: dict[type[facts.Fact], Callable[[Any], Iterable[Event]]] = {
             facts.ProcSeen: self._on_proc_seen,
             facts.ProcGone: self._on_proc_gone,
             facts.Opened: self._on_opened,
+            facts.Sized: self._on_sized,
             facts.Created: self._on_created,
             facts.Grown: self._on_grown,
             facts.Closed: self._on_closed,
@@ -116,22 +108,31 @@ class Core:
 
     def feed(self, fact: facts.Fact) -> list[Event]:
         """One fact in, the events that it leads to out; also those that were only waiting for time to pass."""
-        at_ms = self._now_ms = fact.at_ms
-        events: list[Event] = []
-        if self._state_lost:
-            self._state_lost = False
-            events.append(self._writer.gap(facts.Lost(at_ms=at_ms, reason="state_unreadable", since_ms=0, until_ms=at_ms)))
-        self._arrived(self._joins.due(at_ms))
-        events.extend(self._stages[type(fact)](fact))
-        most = len(self._waiting) if type(fact) is facts.Stopping else MOST_AT_ONCE
+        at_ms = fact.at_ms
+        if at_ms != self._now_ms:
+            self._now_ms = at_ms
+            self._arrived(self._joins.due(at_ms))
+        told = self._stages[type(fact)](fact)
+        if not told and not self._waiting and not self._state_lost:
+            return []
+        events = [*self._lost_state(), *told]
+        stopping = type(fact) is facts.Stopping
+        most = len(self._waiting) if stopping else MOST_AT_ONCE
         while self._waiting and most > 0:
-            events.extend(self._leave(*self._waiting.popleft()))
+            self._leave(*self._waiting.popleft(), events)
             most -= 1
-        if type(fact) is facts.Stopping:
+        if stopping:
             events.append(self._writer.life("agent.stopped", at_ms, {"reason": fact.reason} if fact.reason else {}))
         for event in events:
             self._counts[event.metadata.event_code] += 1
         return events
+
+    def _lost_state(self) -> Iterator[Event]:
+        if self._state_lost:
+            self._state_lost = False
+            yield self._writer.gap(
+                facts.Lost(at_ms=self._now_ms, reason="state_unreadable", since_ms=0, until_ms=self._now_ms)
+            )
 
     # -- who -----------------------------------------------------------------------------------------------------------
 
@@ -150,52 +151,68 @@ class Core:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def _on_opened(self, fact: facts.Opened) -> Iterator[Event]:
-        fact.path = clean_path(fact.path)
-        root, mount = self._place(fact.path)
+    def _on_opened(self, fact: facts.Opened) -> Iterable[Event]:
+        path = fact.path
+        if not path.isascii():
+            path = fact.path = clean_path(path)
+        end = path.rfind("/") + 1
+        folder = path[:end]
+        root, mount = self._places.known.get(folder) or self._places.look_up(folder)
         if root is not None:
-            self._joins.read(fact, fact.path, root.path, fact.size, fact.inode)
-            yield from self._noted(root, fact, history.READ)
-        elif mount is None and (origin := self._lineage.of(fact.key, fact.path)) is not None:
-            self._joins.read(fact, origin.path, origin.root, fact.size, fact.inode)
-            if (root := self._root(origin.root)) is not None:
-                yield from self._noted(root, fact, history.READ, origin.path)
+            name = path[end:]
+            self._joins.read(fact.pid, folder, name, root.path, fact.size, fact.inode, fact.at_ms)
+            return self._noted(root, fact, history.READ)
+        if mount is None and (origin := self._lineage.of(fact.key, path)) is not None:
+            via = origin.path if origin.path != path else ""
+            self._joins.read(fact.pid, folder, path[end:], origin.root, fact.size, fact.inode, fact.at_ms, via)
+            if (root := self._places.root(origin.root)) is not None:
+                return self._noted(root, fact, history.READ, origin.path)
+        return ()
 
-    def _on_created(self, fact: facts.Created) -> Iterator[Event]:
-        fact.path = clean_path(fact.path)
-        root, mount = self._place(fact.path)
+    def _on_sized(self, fact: facts.Sized) -> Iterable[Event]:
+        self._arrived(self._joins.sized(fact))
+        return ()
+
+    def _on_created(self, fact: facts.Created) -> Iterable[Event]:
+        root, mount = self._place(fact)
         if root is None and mount is not None:
-            if (origin := self._origin(fact, None)) is not None:  # link(2): the whole file, and no close will be told
-                self._arrived([self._joins.moved_onto(fact, mount, origin, None, False)])
+            if not self._lineage.empty and (origin := self._origin(fact, None)) is not None:
+                self._arrived((self._joins.moved_onto(fact, mount, origin, None, False),))  # link(2): no close will be told
             else:
                 self._joins.created(fact, mount)
-        return iter(())
+        return ()
 
-    def _on_grown(self, fact: facts.Grown) -> Iterator[Event]:
-        fact.path = clean_path(fact.path)
-        root, mount = self._place(fact.path)
+    def _on_grown(self, fact: facts.Grown) -> Iterable[Event]:
+        root, mount = self._place(fact)
         if root is None and mount is not None:
             self._joins.grown(fact, mount, fact.size)
-        return iter(())
+        return ()
 
-    def _on_closed(self, fact: facts.Closed) -> Iterator[Event]:
-        fact.path = clean_path(fact.path)
-        root, mount = self._place(fact.path)
+    def _on_closed(self, fact: facts.Closed) -> Iterable[Event]:
+        root, mount = self._place(fact)
         if root is not None:
-            yield from self._noted(root, fact, history.WRITE)
-        elif mount is not None:
-            self._arrived([self._joins.closed(fact, mount, fact.size)])
+            return self._noted(root, fact, history.WRITE)
+        if mount is not None and (arrival := self._joins.closed(fact, mount, fact.size)) is not None:
+            self._arrived((arrival,))
+        return ()
 
-    def _on_found(self, fact: facts.Found) -> Iterator[Event]:
-        fact.path = clean_path(fact.path)
-        root, mount = self._place(fact.path)
+    def _on_found(self, fact: facts.Found) -> Iterable[Event]:
+        root, mount = self._place(fact)
         if root is None and mount is not None:
             self._joins.found(fact, mount, fact.size)
-        return iter(())
+        return ()
+
+    def _place(self, fact: facts.FileFact) -> Place:
+        """Where the file of a fact is; its path is made fit to be written."""
+        path = fact.path
+        if not path.isascii():
+            path = fact.path = clean_path(path)
+        folder = path[: path.rfind("/") + 1]
+        return self._places.known.get(folder) or self._places.look_up(folder)
 
     def _on_deleted(self, fact: facts.Deleted) -> Iterator[Event]:
         fact.path = clean_path(fact.path)
-        root, mount = self._place(fact.path)
+        root, mount = self._places.of(fact.path)
         if root is not None:
             yield from self._noted(root, fact, history.DELETE)
         elif mount is not None:
@@ -203,7 +220,7 @@ class Core:
 
     def _on_moved(self, fact: facts.Moved) -> Iterator[Event]:
         fact.path, fact.old_path = clean_path(fact.path), clean_path(fact.old_path)
-        (root, mount), (old_root, old_mount) = self._place(fact.path), self._place(fact.old_path)
+        (root, mount), (old_root, old_mount) = self._places.of(fact.path), self._places.of(fact.old_path)
         if old_root is not None:
             yield from self._noted(old_root, fact, history.RENAME, fact.old_path)
         if root is not None:
@@ -220,7 +237,7 @@ class Core:
 
     def _on_attributes(self, fact: facts.Attributes) -> Iterator[Event]:
         fact.path = clean_path(fact.path)
-        root, _ = self._place(fact.path)
+        root, _ = self._places.of(fact.path)
         if root is not None and (fact.links or 0) > 1:
             self._lineage.learn(fact.key, fact.path, root.path, "linked", fact.at_ms)
         return iter(())
@@ -229,7 +246,7 @@ class Core:
 
     def _on_plugged(self, fact: facts.Plugged) -> Iterator[Event]:
         medium, new, late = self._media.plugged(fact)
-        self._places.clear()
+        self._places.forget()
         if medium is None:
             return
         if new:
@@ -247,22 +264,24 @@ class Core:
         if medium is None:
             return
         self._arrived(self._joins.medium_gone(medium.id))
+        events: list[Event] = []
         while self._waiting:
-            yield from self._leave(*self._waiting.popleft())
+            self._leave(*self._waiting.popleft(), events)
+        yield from events
         self._unapproved.gone(medium)
         self._attached.pop(medium.id, None)
         yield self._writer.detached(medium, self._decide(medium), self._people.session, fact.at_ms)
 
     def _on_mounted(self, fact: facts.Mounted) -> Iterator[Event]:
         mount = self._media.mounted(fact)
-        self._places.clear()
+        self._places.forget()
         if mount is not None:
             yield self._writer.mounted(mount, self._decide(mount.medium), self._people.session, fact.at_ms)
             yield from self._review(mount.medium)
 
     def _on_unmounted(self, fact: facts.Unmounted) -> Iterator[Event]:
         mount = self._media.unmounted(fact)
-        self._places.clear()
+        self._places.forget()
         if mount is not None:
             self._arrived(self._joins.mount_gone(mount))
             yield self._writer.unmounted(mount, self._decide(mount.medium), self._people.session, fact.at_ms)
@@ -292,6 +311,8 @@ class Core:
     def _on_tick(self, fact: facts.Tick) -> Iterator[Event]:
         for summary in self._history.due(fact.at_ms):
             yield self._told(summary)
+        if (lost := self._joins.forgotten(fact.at_ms, bool(self._media.mounts))) is not None:
+            yield self._writer.gap(lost)
         if not 0 <= fact.at_ms - self._swept_ms < _SWEEP_MS:
             self._swept_ms = fact.at_ms
             for pid in self._people.sweep(fact.at_ms):
@@ -308,34 +329,36 @@ class Core:
 
     # -- from arrivals to events and findings --------------------------------------------------------------------------
 
-    def _arrived(self, arrivals: list[Arrival] | list[Arrival | None]) -> None:
+    def _arrived(self, arrivals: Iterable[Arrival | None]) -> None:
         for arrival in arrivals:
             if arrival is not None:
                 self._waiting.extend((arrival, left) for left in arrival.left or (None,))
 
-    def _leave(self, arrival: Arrival, left: Left | None) -> Iterator[Event]:
+    def _leave(self, arrival: Arrival, left: Left | None, events: list[Event]) -> None:
         """One source that left, or one unprotected file that was written: decide, tell, count, judge."""
         mount, entry = arrival.mount, self._people.who(arrival.pid)
         if left is None:
             verdict = self._register.decide(mount.medium.key, arrival.at_ms, (), True)
-            yield self._writer.written(arrival, entry, verdict, self._config.record_names)
+            events.append(self._writer.written(arrival, entry, verdict, self._config.record_names))
             return
         read = left.read
-        root = self._root(read.root) or ProtectedDir(path=read.root, label=read.root)
+        path, at = read.path, read.root
+        root = self._places.root(at) or ProtectedDir(path=at, label=at)
         verdict = self._register.decide(mount.medium.key, arrival.at_ms, (root.path, root.label), True)
         severity = copied_out_severity(verdict.decision, self._config.require_approval)
-        protected = ProtectedInfo(path=root.path, label=root.label, rel=_below(root.path, read.path))
+        protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, path))
         event = self._writer.copied_out(arrival, left, protected, entry, verdict, severity)
-        yield event
+        events.append(event)
+        uid = event.metadata.uid
         if self._config.require_approval and arrival.pid >= 0:
-            due = self._unapproved.copied_onto(mount.medium, verdict.decision, event.metadata.uid, self._new_uid)
+            due = self._unapproved.copied_onto(mount.medium, verdict.decision, uid, self._new_uid)
             if due is not None:
-                yield self._unapproved_event(due, mount.medium, mount, verdict, event)
+                events.append(self._unapproved_event(due, mount.medium, mount, verdict, event))
         person = "unknown"
         if entry is not None:
             person = f"login:{entry.login_uid}" if entry.login_uid is not None else f"uid:{entry.process.uid}"
-        for passed in self._limits.add(person, arrival.at_ms, left.bytes or 0, read.path, event.metadata.uid):
-            yield self._writer.limit_passed(passed, event, arrival.at_ms)
+        for passed in self._limits.add(person, arrival.at_ms, left.bytes or 0, path, uid):
+            events.append(self._writer.limit_passed(passed, event, arrival.at_ms))
 
     def _review(self, medium: Medium) -> Iterator[Event]:
         """Whether a medium that is there is a finding (now: it was plugged in, the register changed, an approval ended)."""
@@ -351,48 +374,21 @@ class Core:
         types = [CODES["medium.attached"].type_uid] * (len(due.events) - 1) + [by.type_uid]
         return self._writer.unapproved(due, medium, mount, verdict, by, types, self._now_ms)
 
-    def _noted(self, root: ProtectedDir, fact: facts.FileFact, what: str, path: str = "") -> Iterator[Event]:
-        rel = _below(root.path, path or fact.path)
-        full = self._history.add(self._people.who(fact.pid), root.path, rel, what, fact.at_ms)
-        if full is not None:
-            yield self._told(full)
+    def _noted(self, root: ProtectedDir, fact: facts.FileFact, what: str, path: str = "") -> Iterable[Event]:
+        full = self._history.add(self._people.who(fact.pid), root.path, path or fact.path, what, fact.at_ms)
+        return (self._told(full),) if full is not None else ()
 
     def _told(self, summary: history.Summary) -> Event:
-        root = self._root(summary.whose.root)
+        root = self._places.root(summary.whose.root)
         return self._writer.history(summary, root.label if root is not None else summary.whose.root, self._now_ms)
-
-    # -- places --------------------------------------------------------------------------------------------------------
-
-    def _place(self, path: str) -> _Place:
-        """(protected directory, None), (None, mount of a medium) or neither: the deepest that the path lies below."""
-        folder = path[: path.rfind("/") + 1]
-        known = self._places.get(folder)
-        if known is None:
-            if len(self._places) >= _MOST_PLACES:
-                self._places.clear()
-            known = self._places[folder] = self._look_up(folder)
-        return known
-
-    def _look_up(self, folder: str) -> _Place:
-        mount = self._media.at(folder)
-        for under, root in self._deepest_first:
-            if folder.startswith(under) and (mount is None or len(under) >= len(mount.under)):
-                return root, None
-        return (None, mount) if mount is not None else _ELSEWHERE
-
-    def _root(self, path: str) -> ProtectedDir | None:
-        return next((root for _, root in self._deepest_first if root.path == path), None)
-
-    def _is_protected(self, path: str) -> bool:
-        return self._place(path)[0] is not None
 
     def _origin(self, fact: facts.FileFact, old_root: ProtectedDir | None) -> Read | None:
         """The protected file that was renamed or linked onto a medium, as if it had been read."""
         size = getattr(fact, "size", None)
         if old_root is not None:
-            return Read(fact.key, fact.old_path, old_root.path, size, None, fact.at_ms, "")  # type: ignore[attr-defined]
+            return read_of(fact.old_path, old_root.path, size, fact.at_ms)  # type: ignore[attr-defined]
         origin = self._lineage.of(fact.key, getattr(fact, "old_path", ""))
-        return None if origin is None else Read(fact.key, origin.path, origin.root, size, None, fact.at_ms, "")
+        return None if origin is None else read_of(origin.path, origin.root, size, fact.at_ms)
 
     def _decide(self, medium: Medium) -> Verdict:
         return self._register.decide(medium.key, self._now_ms)
@@ -403,13 +399,17 @@ class Core:
         """Take another configuration (SIGHUP); counters and tables stay."""
         self._config = config
         self._limits.limits = config.limits
-        roots = [(root.path.rstrip("/") + "/", root) for root in config.protect]
-        self._deepest_first = sorted(roots, key=lambda pair: -len(pair[0]))
-        self._places.clear()
+        self._places.protect(config.protect)
 
     def watches(self) -> list[MountWatch]:
         """The mounts of media that must be marked now."""
         return list(self._media.watches())
+
+    def ask(self) -> list[str]:
+        """Paths of opened files that must be looked up now, each to be told as a Sized fact; then `wanted` is empty."""
+        wanted = list(self.wanted)
+        self.wanted.clear()
+        return wanted
 
     @property
     def due_ms(self) -> int | None:
@@ -462,7 +462,3 @@ class Core:
         kept = {"processes": len(self._people), "reads": len(self._joins.reads), "waiting": len(self._waiting)}
         return dict(self._counts) | kept
 
-
-def _below(root: str, path: str) -> str:
-    under = root.rstrip("/") + "/"
-    return path[len(under) :] if path.startswith(under) else path

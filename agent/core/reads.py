@@ -138,9 +138,9 @@ class ReadsOf:
         self.fresh: _Ordered = {}
         self.used: _Ordered = {}
         self._fresh_by_name: _Index = {}
-        self._used_by_name: _Index = {}
+        self._used_by_name: dict[str, Read] = {}
         self._fresh_by_size: _Index = {}
-        self._used_by_size: _Index = {}
+        self._used_by_size: dict[int | None, Read] = {}
         self._namesakes: dict[str, dict[str, _Place]] = {}
         self._twins: dict[str, _Place] = {}
 
@@ -225,13 +225,14 @@ class ReadsOf:
         """The size and inode of one of these reads, as it was asked for."""
         if read.stat is None:
             read.stat = stat
-            if self._awake and stat[0] is not None and (read in self.fresh or read in self.used):
-                _put(self._fresh_by_size if read.fresh else self._used_by_size, stat[0], read)
+            if stat[0] is not None and read in self.fresh:
+                _put(self._fresh_by_size, stat[0], read)
 
     def named(self, name: str) -> Iterator[Read]:
-        """Reads of files of this name: fresh before used, and those opened last first."""
+        """Reads of files of this name: fresh ones, those opened last first, then that which was used last."""
         yield from _newest(self._fresh_by_name, name)
-        yield from _newest(self._used_by_name, name)
+        if name in self._used_by_name:
+            yield self._used_by_name[name]
 
     def only_named(self, name: str) -> Read | None:
         """The one fresh read of this name; None if there is none, or several."""
@@ -259,9 +260,10 @@ class ReadsOf:
         return twin[1].get(name)
 
     def sized(self, size: int) -> Iterator[Read]:
-        """Reads of files known to have exactly this size: fresh before used, and those opened last first."""
+        """Reads of files known to have exactly this size: fresh ones, those opened last first, then that used last."""
         yield from _newest(self._fresh_by_size, size)
-        yield from _newest(self._used_by_size, size)
+        if size in self._used_by_size:
+            yield self._used_by_size[size]
 
     def _name_places(self) -> None:
         self._twins.clear()
@@ -269,18 +271,29 @@ class ReadsOf:
             self._namesakes.setdefault(_last(folder), {})[folder] = place
 
     def _index(self, read: Read) -> None:
-        fresh = read.fresh
-        (self.fresh if fresh else self.used)[read] = None
-        _put(self._fresh_by_name if fresh else self._used_by_name, read.name, read)
-        if read.stat is not None and read.stat[0] is not None:
-            _put(self._fresh_by_size if fresh else self._used_by_size, read.stat[0], read)
+        size = None if read.stat is None else read.stat[0]
+        if not read.fresh:
+            self.used[read] = None
+            self._used_by_name[read.name] = self._used_by_size[size] = read
+            return
+        self.fresh[read] = None
+        _put(self._fresh_by_name, read.name, read)
+        if size is not None:
+            _put(self._fresh_by_size, size, read)
 
     def _unindex(self, read: Read) -> None:
-        fresh = read.fresh
-        (self.fresh if fresh else self.used).pop(read, None)
-        _drop(self._fresh_by_name if fresh else self._used_by_name, read.name, read)
-        if read.stat is not None and read.stat[0] is not None:
-            _drop(self._fresh_by_size if fresh else self._used_by_size, read.stat[0], read)
+        size = None if read.stat is None else read.stat[0]
+        if not read.fresh:
+            self.used.pop(read, None)
+            if self._used_by_name.get(read.name) is read:
+                del self._used_by_name[read.name]
+            if self._used_by_size.get(size) is read:
+                del self._used_by_size[size]
+            return
+        self.fresh.pop(read, None)
+        _drop(self._fresh_by_name, read.name, read)
+        if size is not None:
+            _drop(self._fresh_by_size, size, read)
 
 
 class Reads:

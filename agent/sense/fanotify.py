@@ -24,19 +24,23 @@ from dataclasses import dataclass
 from agent.contract.event import path_text
 from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Found, Grown, Lost, Moved, Opened
 from agent.sense import SensorError, kernel
-from agent.sense.fanotify_events import Names, heads, names
+from agent.sense.fanotify_events import FIRST as _FIRST
+from agent.sense.fanotify_events import FIXED, Names, heads, names
 from agent.sense.marks import Marks, Paths, Seen, real
 
 _CACHED = 4096
 _GROWING = 4096
+_WRITERS = 1024
 _MISSED = 256
 _READ_BYTES = 1 << 18
 _READS = 16  # buffers in one drain, so that a storm can't keep the daemon from its other sensors
 _SWEEP = 400
 
 OnPid = Callable[[int], None]
-_Known = tuple[bytes, bytes, str]
-"""A file: key, raw path, path as text"""
+_Folder = tuple[bytes, str, bool]
+_OPEN, _CREATE, _CLOSE_WRITE = kernel.FAN_OPEN, kernel.FAN_CREATE, kernel.FAN_CLOSE_WRITE
+_STORMS = _OPEN | _CREATE | _CLOSE_WRITE
+_DFID_NAME, _FID = kernel.FAN_EVENT_INFO_TYPE_DFID_NAME, kernel.FAN_EVENT_INFO_TYPE_FID
 
 
 @dataclass(slots=True)
@@ -49,7 +53,7 @@ class _Growing:
 
 
 class Fanotify:
-    """A Sensor. `want_sizes`: look up size and inode of opened files too. `ignore`: pids whose events are nobody's business."""
+    """A Sensor. `want_sizes`: of what a program opens after it wrote to a medium, look up size and inode. `ignore`: pids whose events are nobody's business."""
 
     def __init__(self) -> None:
         flags = kernel.FAN_CLASS_NOTIF | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
@@ -66,7 +70,8 @@ class Fanotify:
         self.ignore = {os.getpid()}
         self._marks = Marks(self._group, self._plain)
         self._paths = Paths(self._marks)
-        self._seen: dict[bytes, _Known] = {}
+        self._folders: dict[bytes, _Folder] = {}
+        self._writers: dict[int, None] = {}
         self._growing: dict[bytes, _Growing] = {}
         self._sweeping: Iterator[tuple[bytes, Seen] | None] | None = None
         self._drained_ms = 0
@@ -76,11 +81,13 @@ class Fanotify:
 
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory with all below it, on its own file system. Raises SensorError if it can't be."""
-        self._marks.add_tree(path)
+        if self._marks.add_tree(path):
+            self._folders.clear()
 
     def watch_medium(self, mount: str, alone: bool) -> None:
         """Watch what is written below `mount`. `alone`: the file system there is the medium's own. Raises SensorError."""
-        self._marks.add_medium(mount, alone)
+        if self._marks.add_medium(mount, alone):
+            self._folders.clear()
 
     def unwatch(self, mount: str) -> None:
         """Forget a medium or a tree; its marks go too, unless the kernel took them at unmount."""
@@ -205,73 +212,113 @@ class Fanotify:
     # -- from records to facts ----------------------------------------------------------------------------------------
 
     def _facts(self, buffer: bytes, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
+        """Facts of one buffer. What comes in storms, a file in a marked directory, is told here; the rest by `_happened`."""
         records = heads(buffer)
+        ignore = self.ignore
         if on_pid is not None:
-            for pid in {head[2] for head in records} - self.ignore:
+            for pid in {head[2] for head in records} - ignore:
                 on_pid(pid)
-        ignore, seen, want = self.ignore, self._seen, self.want_sizes
+        folders, told, growing, writers = self._folders, self._told, self._growing, self._writers
         for mask, _, pid, start, end in records:
             if pid in ignore:
                 continue
-            if mask & kernel.FAN_ONDIR:
-                if mask & ~(kernel.FAN_OPEN | kernel.FAN_ONDIR | kernel.FAN_DELETE):
-                    yield from self._directory(mask, pid, names(buffer, start, end), now_ms)
+            if mask & ~_STORMS or start + 16 > end:
+                yield from self._rarely(mask, pid, names(buffer, start, end), now_ms)
                 continue
-            if mask & kernel.FAN_Q_OVERFLOW:
-                yield from self._overflowed(now_ms)
+            kind, length, handle_bytes = _FIRST(buffer, start)
+            opaque, second = start + FIXED + handle_bytes, start + length
+            if kind != _DFID_NAME or opaque >= second or second + 16 > end or buffer[second] != _FID:
+                yield from self._happened(mask, pid, names(buffer, start, end), now_ms)
                 continue
-            if mask & kernel.FAN_RENAME:
-                yield from self._renamed(pid, names(buffer, start, end), now_ms)
-                continue
-            record = buffer[start:end]
-            known = seen.get(record)
-            if known is None:
-                known = self._look_up(record)
-            if mask == kernel.FAN_OPEN and not want:
-                yield Opened(at_ms=now_ms, pid=pid, key=known[0], path=known[2])
+            handle = buffer[start + 4 : opaque]
+            folder = folders.get(handle) or self._folder(handle)
+            name = buffer[opaque : buffer.find(0, opaque, second)]
+            raw = folder[0] + name
+            path = folder[1] + (str(name, "ascii") if name.isascii() and b"\\" not in name else path_text(name))
+            key = buffer[second + 4 : second + FIXED + _FIRST(buffer, second)[2]]
+            if mask == _OPEN:
+                if pid in writers and (found := _lstat(raw)):
+                    yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=found.st_size, inode=found.st_ino)
+                else:
+                    yield Opened(at_ms=now_ms, pid=pid, key=key, path=path)
+            elif folder[2]:
+                told.add(key)
+                if self.want_sizes and pid not in writers:
+                    self._writes(pid)
+                if mask & _CREATE:
+                    if mask == _CREATE:
+                        self._grows(key, raw, pid)
+                    yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
+                if mask & _CLOSE_WRITE:
+                    growing.pop(key, None)
+                    found = _lstat(raw)
+                    yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=found.st_size if found else None)
             else:
-                yield from self._happened(mask, pid, known, now_ms)
+                yield from self._happened(mask, pid, Names(key, handle, name), now_ms)
 
-    def _look_up(self, record: bytes) -> _Known:
-        told = names(record, 0, len(record))
-        if told.dir:
-            folder, text = self._paths.of(told.dir)
-            raw = folder + b"/" + told.name if folder else told.name
-            path = f"{text}/{path_text(told.name)}" if folder else path_text(told.name)
+    def _rarely(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
+        if mask & kernel.FAN_ONDIR:
+            if mask & ~(kernel.FAN_OPEN | kernel.FAN_ONDIR | kernel.FAN_DELETE):
+                yield from self._directory(mask, pid, told, now_ms)
+        elif mask & kernel.FAN_Q_OVERFLOW:
+            yield from self._overflowed(now_ms)
+        elif mask & kernel.FAN_RENAME:
+            yield from self._renamed(pid, told, now_ms)
         else:
-            raw, path = self._paths.resolve(told.target)
-        if len(self._seen) >= _CACHED:
-            self._seen.clear()
-        known = (told.target or told.dir, raw, path)
-        if raw.startswith(b"/"):
-            self._seen[record] = known
+            yield from self._happened(mask, pid, told, now_ms)
+
+    def _folder(self, handle: bytes) -> _Folder:
+        """A directory by its handle: its path with "/" at the end, raw and as text, and whether it lies on a medium."""
+        raw, text = self._paths.of(handle)
+        if not raw:
+            return b"", "", False
+        if len(self._folders) >= _CACHED:
+            for old in list(self._folders)[: _CACHED // 4]:
+                del self._folders[old]
+        known = self._folders[handle] = (raw + b"/", text + "/", self._marks.on_medium(raw))
         return known
 
-    def _happened(self, mask: int, pid: int, known: _Known, now_ms: int) -> Iterator[Fact]:
+    def _writes(self, pid: int) -> None:
+        """A program writes to a medium: of what it opens from now on, the size is of interest."""
+        if len(self._writers) >= _WRITERS:
+            del self._writers[next(iter(self._writers))]
+        self._writers[pid] = None
+
+    def _grows(self, key: bytes, raw: bytes, pid: int) -> None:
+        if len(self._growing) >= _GROWING:
+            self._growing.pop(next(iter(self._growing)))
+        self._growing[key] = _Growing(raw, pid)
+
+    def _happened(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
         """Facts of one record about a file; the kernel merges kinds, so they are told in the order of a file's life."""
-        key, raw, path = known
+        if told.dir:
+            folder = self._folders.get(told.dir) or self._folder(told.dir)
+            raw, path, medium = folder[0] + told.name, folder[1] + path_text(told.name), folder[2]
+        else:
+            raw, path = self._paths.resolve(told.target)
+            medium = self._marks.on_medium(raw)
+        key = told.target or told.dir
         if mask == kernel.FAN_ATTRIB and not raw:
             return  # the last name of a file marked by itself is gone, which its directory told
-        found = _lstat(raw)
-        size = found.st_size if found else None
-        if mask & kernel.FAN_CREATE:
-            if self._marks.on_medium(raw):
-                if len(self._growing) >= _GROWING:
-                    self._growing.pop(next(iter(self._growing)))
-                self._growing[key] = _Growing(raw, pid)
+        if medium and self.want_sizes:
+            self._writes(pid)
+        found = _lstat(raw) if mask != _OPEN or pid in self._writers else None
+        size, inode = (found.st_size, found.st_ino) if found else (None, None)
+        if mask & _CREATE:
+            if medium:
+                self._grows(key, raw, pid)
             self._told.add(key)
             yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
             if found and found.st_nlink > 1:
                 self._marks.mark_link(key, raw, found)
-        if mask & kernel.FAN_OPEN:
-            inode = found.st_ino if found else None
+        if mask & _OPEN:
             yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=size, inode=inode)
         if mask & kernel.FAN_ATTRIB:
-            inode, links = (found.st_ino, found.st_nlink) if found else (None, None)
+            links = found.st_nlink if found else None
             yield Attributes(at_ms=now_ms, pid=pid, key=key, path=path, inode=inode, links=links)
             if found and found.st_nlink > 1:
                 self._marks.mark_link(key, raw, found)
-        if mask & kernel.FAN_CLOSE_WRITE:
+        if mask & _CLOSE_WRITE:
             self._growing.pop(key, None)
             self._told.add(key)
             yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=size)
@@ -364,7 +411,7 @@ class Fanotify:
 
     def _forget_paths(self) -> None:
         self._paths.forget()
-        self._seen.clear()
+        self._folders.clear()
 
     def _found(self, files: list[Seen], now_ms: int, pid: int, since_ms: int = 0) -> Iterator[Fact]:
         for raw, seen in files:

@@ -20,7 +20,10 @@ _HANDLE_BYTES = struct.Struct("=I").unpack_from
 _FID, _DFID = kernel.FAN_EVENT_INFO_TYPE_FID, kernel.FAN_EVENT_INFO_TYPE_DFID
 _OLD = kernel.FAN_EVENT_INFO_TYPE_OLD_DFID_NAME
 _NAMED = (kernel.FAN_EVENT_INFO_TYPE_DFID_NAME, kernel.FAN_EVENT_INFO_TYPE_NEW_DFID_NAME)
-_FIXED = 20  # info header (4), fsid (8), handle_bytes (4), handle_type (4): what comes before the opaque bytes
+FIXED = 20
+"""Bytes of an information record before the opaque ones: info header (4), fsid (8), handle_bytes (4), handle_type (4)."""
+FIRST = struct.Struct("=BxH8xI").unpack_from
+"""(kind, length, handle_bytes) of an information record."""
 
 Head = tuple[int, int, int, int, int]
 """(mask, fd, pid, where the information records begin, where they end)"""
@@ -62,12 +65,12 @@ def heads(buffer: bytes) -> list[Head]:
 def names(buffer: bytes, start: int, end: int) -> Names:
     """The information records between `start` and `end`; unknown kinds are passed over."""
     target = directory = name = old_dir = old_name = b""
-    while start + _FIXED <= end:
+    while start + FIXED <= end:
         kind, _, length = _INFO(buffer, start)
         stop = start + length
-        if length < _FIXED or stop > end:
+        if length < FIXED or stop > end:
             break
-        opaque = start + _FIXED + _HANDLE_BYTES(buffer, start + 12)[0]
+        opaque = start + FIXED + _HANDLE_BYTES(buffer, start + 12)[0]
         if opaque > stop:
             break
         if kind in _NAMED:

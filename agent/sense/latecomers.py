@@ -16,7 +16,7 @@ from agent.core.facts import Fact, Found
 from agent.sense import kernel
 
 BUDGET_S = 0.05
-_COARSE_MS, _FINE_MS = 2_000, 20
+_COARSE_MS, _FINE_MS = 2_000, 10
 """How much older than the write a file's times may be: vfat keeps them to two seconds, others to a tick of the kernel's clock.
 Not two seconds for all: a stick plugged in again at once would have its last copies told anew."""
 

@@ -72,24 +72,25 @@ class Marks:
         self.kept: dict[bytes, bytes] = {}
         self._linked: set[bytes] = set()
 
-    def add_tree(self, path: str) -> None:
-        """Mark a protected directory and all below. Raises SensorError."""
+    def add_tree(self, path: str) -> bool:
+        """Mark a protected directory and all below; False if it is already. Raises SensorError."""
         root = _root(os.fsencode(path), medium=False)
         known = self.roots.get(root.path)
         if known and (known.dev, known.ino, known.medium) == (root.dev, root.ino, False):
-            return
+            return False
         try:
             self.search(root, root.path)
         except OSError as error:
             raise SensorError(f"{path}: can't be watched ({error.strerror}); protect a directory on a local disk") from None
         self.roots[root.path] = root
+        return True
 
-    def add_medium(self, mount: str, alone: bool) -> None:
-        """Mark a medium: its file system if that is its own, else each directory. Raises SensorError."""
+    def add_medium(self, mount: str, alone: bool) -> bool:
+        """Mark a medium: its file system if that is its own, else each directory; False if it is already. Raises SensorError."""
         root = _root(os.fsencode(mount), medium=True)
         known = self.roots.get(root.path)
         if known and (known.dev, known.ino) == (root.dev, root.ino):
-            return
+            return False
         self.remove(root.path)
         if alone and root.dev in self._taken():
             raise SensorError(f"{mount}: shares its file system with the system or a protected directory; watch it as a folder")
@@ -101,6 +102,7 @@ class Marks:
         except OSError as error:
             raise SensorError(f"{mount}: can't be watched ({error.strerror}); copies to it will not be seen") from None
         self.roots[root.path] = root
+        return True
 
     def remove(self, path: bytes) -> Root | None:
         """Forget a root; its marks go too, unless the kernel took them when it was unmounted."""

@@ -212,6 +212,10 @@ class Processes:
                 entry.execed = True
                 if tgid in looked and at_ns > looked[tgid].at_ns:
                     stale.add(tgid)
+                if self.eager and refresh > 0:
+                    refresh -= 1
+                    self._read(tgid, entry)
+                    continue
                 if entry.identity[1] is not None:
                     continue  # a loginuid, once set, does not change in the ordinary way
             elif what == PROC_EVENT_UID:

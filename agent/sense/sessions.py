@@ -46,28 +46,39 @@ class Sessions:
 
     def _active(self) -> tuple[int | None, str, str]:
         seat = self._read("seats/seat0")
-        session, uid = seat.get("ACTIVE", seat.get("ACTIVE_SESSION", "")), seat.get("ACTIVE_UID", "")
-        if uid.isdigit():
-            return int(uid), _name(int(uid)), session
-        people: dict[int, str] = {}
+        session = seat.get("ACTIVE", "")
+        if session:
+            said = self._read(f"sessions/{session}")
+            return self._person(said, session) if _sits_here(said) else (None, "", "")
+        here: dict[int, str] = {}
         try:
             names = [entry.name for entry in (self._run / "sessions").iterdir()]
         except OSError:
             return None, "", ""
         for name in names:
             said = self._read(f"sessions/{name}")
-            if said.get("CLASS") == "user" and said.get("ACTIVE") == "1" and said.get("UID", "").isdigit():
-                people[int(said["UID"])] = name
-        if len(people) != 1:
+            if said.get("ACTIVE") == "1" and _sits_here(said) and said.get("UID", "").isdigit():
+                here[int(said["UID"])] = name
+        if len(here) != 1:
             return None, "", ""
-        ((only, session),) = people.items()
-        return only, _name(only), session
+        ((uid, session),) = here.items()
+        return uid, _name(uid), session
+
+    @staticmethod
+    def _person(said: dict[str, str], session: str) -> tuple[int | None, str, str]:
+        uid = said.get("UID", "")
+        return (int(uid), _name(int(uid)), session) if uid.isdigit() else (None, "", "")
 
     def _read(self, name: str) -> dict[str, str]:
         try:
             return parse((self._run / name).read_text(errors="replace"))
         except OSError:
             return {}
+
+
+def _sits_here(said: dict[str, str]) -> bool:
+    """A person's own session at this machine: not one over ssh, not the login screen, not a background service."""
+    return said.get("CLASS") == "user" and said.get("REMOTE") != "1"
 
 
 def _name(uid: int) -> str:

@@ -1,32 +1,45 @@
 -- The collector's store. `raw` is the record, exactly as received; every other column of `events` is an index over it.
 -- `pos` is the one order of all accepted events (1, 2, 3 ...): leaf pos - 1 of the tree, and the cursor of readers.
 -- A folded event (only its digest came) has code NULL. Nothing here is ever updated but what `agents` and `tokens` count.
+-- Texts that come again and again (code ... program) are numbers of `names`; the view `readable` shows them as texts.
 
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
-CREATE TABLE events (
-    pos INTEGER PRIMARY KEY,
-    agent TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
-    uid TEXT, time INTEGER NOT NULL, received_at INTEGER NOT NULL,
-    code TEXT, severity INTEGER NOT NULL,
-    machine TEXT, host TEXT, user TEXT, medium TEXT, serial TEXT, label TEXT, way TEXT, program TEXT, bytes INTEGER,
-    leaf BLOB NOT NULL, hash BLOB NOT NULL, raw BLOB NOT NULL
-);
-CREATE UNIQUE INDEX events_chain ON events (agent, epoch, seq);
-CREATE INDEX events_uid ON events (uid);
-CREATE INDEX events_time ON events (time);
-CREATE INDEX events_user ON events (user) WHERE user IS NOT NULL;
-CREATE INDEX events_medium ON events (medium) WHERE medium IS NOT NULL;
-CREATE INDEX events_grave ON events (severity) WHERE severity >= 3;
+CREATE TABLE names (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 
 -- Where each chain ends: the hash after its last event, and the size of the tree that includes it.
 CREATE TABLE chains (
-    agent TEXT NOT NULL, epoch INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, agent TEXT NOT NULL, epoch INTEGER NOT NULL,
     last INTEGER NOT NULL, hash BLOB NOT NULL, tree_size INTEGER NOT NULL,
-    PRIMARY KEY (agent, epoch)
-) WITHOUT ROWID;
+    UNIQUE (agent, epoch)
+);
 
--- Hashes of complete subtrees of 256, 65536, ... leaves (tree.TILE); those of leaves are in `events`.
+-- `uid`: a UUID's 16 bytes, anything else as its text. `hash`: the chain's, after this event. The leaf's is that of `raw`.
+CREATE TABLE events (
+    pos INTEGER PRIMARY KEY,
+    chain INTEGER NOT NULL, seq INTEGER NOT NULL, uid,
+    time INTEGER NOT NULL, received_at INTEGER NOT NULL, severity INTEGER NOT NULL,
+    code INTEGER, machine INTEGER, host INTEGER, user INTEGER, medium INTEGER, label INTEGER, way INTEGER, program INTEGER,
+    bytes INTEGER, hash BLOB NOT NULL, raw BLOB NOT NULL
+);
+CREATE UNIQUE INDEX events_chain ON events (chain, seq);
+CREATE INDEX events_uid ON events (uid) WHERE uid IS NOT NULL;
+CREATE INDEX events_time ON events (time);
+CREATE INDEX events_user ON events (user) WHERE user IS NOT NULL;
+CREATE INDEX events_medium ON events (medium) WHERE medium IS NOT NULL;
+CREATE INDEX events_grave ON events (pos, severity) WHERE severity >= 3;
+
+-- Serial numbers that media were seen with, so that one can be found by either.
+CREATE TABLE serials (medium INTEGER NOT NULL, serial TEXT NOT NULL, PRIMARY KEY (medium, serial)) WITHOUT ROWID;
+
+CREATE VIEW readable AS SELECT pos, agent, epoch, seq, time, severity,
+    (SELECT text FROM names WHERE id = code) AS code, (SELECT text FROM names WHERE id = host) AS host,
+    (SELECT text FROM names WHERE id = user) AS user, (SELECT text FROM names WHERE id = medium) AS medium,
+    (SELECT text FROM names WHERE id = label) AS label, (SELECT text FROM names WHERE id = way) AS way,
+    (SELECT text FROM names WHERE id = program) AS program, bytes, events.hash AS hash, CAST(raw AS TEXT) AS raw
+    FROM events JOIN chains ON chains.id = chain;
+
+-- Hashes of complete subtrees of 256, 65536, ... leaves (tree.TILE); those of leaves are computed from `events`.
 CREATE TABLE nodes (level INTEGER NOT NULL, n INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, n)) WITHOUT ROWID;
 
 CREATE TABLE agents (

@@ -1,7 +1,7 @@
 """The store over SQLite: one file, WAL, synchronous=FULL, so a commit is on the disk when it returns.
 
-Owns: the connections (one that writes, one for each thread that reads), the pragmas, the schema's version, and turning
-SQLite's errors into `StoreError`. Must not know what the rows mean.
+Owns: the connections (one that writes, one for each thread that reads), the pragmas, the schema's version, the numbers
+that stand for texts and chains in it, and turning SQLite's errors into `StoreError`. Must not know what the rows mean.
 """
 
 import sqlite3
@@ -12,13 +12,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from server_stub import tree
+from server_stub import query, tree
 from server_stub.intake import Known, Row
 from server_stub.store import StoreError
 
-VERSION = 1
-_COLUMNS = ", ".join(("pos", "received_at", *Row._fields))
-_INSERT = f"INSERT INTO events ({_COLUMNS}) VALUES ({', '.join('?' * (2 + len(Row._fields)))})"  # noqa: S608 - constants
+VERSION = 2
+"""Of the layout, kept in PRAGMA user_version; raised whenever `schema.sql` changes."""
+MAX_NAMES = 100_000
+"""Texts whose numbers are kept in memory, at most."""
+_COLUMNS = (
+    *("pos", "chain", "seq", "uid", "time", "received_at", "severity"),
+    *("code", "machine", "host", "user", "medium", "label", "way", "program"),
+    *("bytes", "hash", "raw"),
+)
+_INSERT = f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - constants
 
 
 @contextmanager
@@ -27,7 +34,8 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         full = "disk is full" in str(error)
-        advice = "make room on its disk" if full else "see that its disk is sound and writable"
+        read_only = "readonly" in str(error)
+        advice = "make room on its disk" if full else "mount it writable" if read_only else "see that its disk is sound"
         raise StoreError(f"{path}: {error}; {advice}") from error
 
 
@@ -47,6 +55,9 @@ class SqliteSession:
             self.db = _connect(path)
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute("PRAGMA wal_autocheckpoint = 4000")
+        self._names: dict[str | None, int | None] = {None: None}
+        self._chains: dict[tuple[str, int], int] = {}
+        self._serials: set[tuple[int | None, str]] = set()
 
     def begin(self) -> None:
         """See `Session`."""
@@ -60,14 +71,50 @@ class SqliteSession:
 
     def rollback(self) -> None:
         """See `Session`. SQLite may have rolled back by itself already (a full disk): then there is nothing to drop."""
+        # Numbers given out within the transaction are gone with it.
+        self._names = {None: None}
+        self._chains.clear()
+        self._serials.clear()
         with _told(self.path):
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
 
     def add(self, first_pos: int, rows: Sequence[Row], received_at: int) -> None:
         """See `Session`."""
+        if len(self._names) > MAX_NAMES:
+            self._names = {None: None}
         with _told(self.path):
-            self.db.executemany(_INSERT, [(pos, received_at, *row) for pos, row in enumerate(rows, first_pos)])
+            self.db.executemany(_INSERT, [self._values(pos, row, received_at) for pos, row in enumerate(rows, first_pos)])
+
+    def _values(self, pos: int, row: Row, received_at: int) -> tuple[Any, ...]:
+        names = self._names
+        texts = (row.code, row.machine, row.host, row.user, row.medium, row.label, row.way, row.program)
+        try:
+            numbers = [names[text] for text in texts]
+        except KeyError:
+            numbers = [names[text] if text in names else self._name(text) for text in texts]
+        if row.serial is not None and row.medium is not None and (numbers[4], row.serial) not in self._serials:
+            self.db.execute("INSERT OR IGNORE INTO serials VALUES (?, ?)", (numbers[4], row.serial))
+            self._serials.add((numbers[4], row.serial))
+        uid = query.uid_key(row.uid) if row.uid is not None else None
+        chain = self._chains.get((row.agent, row.epoch)) or self._chain(row.agent, row.epoch)
+        numbered = (pos, chain, row.seq, uid, row.time, received_at, row.severity, *numbers)
+        return (*numbered, row.bytes, row.hash, row.raw)
+
+    def _name(self, text: str | None) -> int:
+        """The number of a text, given out now if it is new."""
+        found = self.db.execute("SELECT id FROM names WHERE text = ?", (text,)).fetchone()
+        found = found or self.db.execute("INSERT INTO names (text) VALUES (?) RETURNING id", (text,)).fetchone()
+        self._names[text] = number = int(found[0])
+        return number
+
+    def _chain(self, agent: str, epoch: int) -> int:
+        """The number of a chain; one that is new ends nowhere until `set_known`."""
+        new = "INSERT OR IGNORE INTO chains (agent, epoch, last, hash, tree_size) VALUES (?, ?, 0, x'', 0)"
+        self.db.execute(new, (agent, epoch))
+        found = self.db.execute("SELECT id FROM chains WHERE agent = ? AND epoch = ?", (agent, epoch)).fetchone()
+        self._chains[agent, epoch] = number = int(found[0])
+        return number
 
     def add_nodes(self, nodes: Iterable[tuple[int, int, bytes]]) -> None:
         """See `Session`."""
@@ -81,12 +128,17 @@ class SqliteSession:
 
     def held(self, agent: str, epoch: int, seq: int) -> tuple[int, bytes] | None:
         """See `Session`."""
-        rows = self.execute("SELECT pos, hash FROM events WHERE agent = ? AND epoch = ? AND seq = ?", (agent, epoch, seq))
+        sql = "SELECT pos, events.hash FROM events JOIN chains ON id = chain WHERE agent = ? AND epoch = ? AND seq = ?"
+        rows = self.execute(sql, (agent, epoch, seq))
         return (rows[0][0], rows[0][1]) if rows else None
 
     def set_known(self, agent: str, epoch: int, known: Known) -> None:
         """See `Session`."""
-        self.execute("INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?)", (agent, epoch, *known))
+        sql = (
+            "INSERT INTO chains (agent, epoch, last, hash, tree_size) VALUES (?, ?, ?, ?, ?) ON CONFLICT (agent, epoch)"
+            " DO UPDATE SET last = excluded.last, hash = excluded.hash, tree_size = excluded.tree_size"
+        )
+        self.execute(sql, (agent, epoch, *known))
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Session`."""
@@ -112,7 +164,8 @@ class SqliteStore:
                 schema = resources.files("server_stub.store").joinpath("schema.sql").read_text("utf-8")
                 db.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = {VERSION};\nCOMMIT;")
             elif version != VERSION:
-                raise StoreError(f"{path}: made by another version of the collector (layout {version}); use that version")
+                age, what = ("a newer", "update this one") if version > VERSION else ("an older", "use that one")
+                raise StoreError(f"{path}: made by {age} version of the collector (layout {version}, not {VERSION}); {what}")
 
     def _reader(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -141,8 +194,8 @@ class SqliteStore:
             sql, values = "SELECT hash FROM nodes WHERE level = ? AND n >= ? AND n < ? ORDER BY n", (kept, first, first + count)
             hashes = [row[0] for row in self.rows(sql, values)]
         else:
-            sql = "SELECT leaf FROM events WHERE pos > ? AND pos <= ? ORDER BY pos"
-            hashes = [row[0] for row in self.rows(sql, (first, first + count))]
+            sql = "SELECT raw FROM events WHERE pos > ? AND pos <= ? ORDER BY pos"
+            hashes = [tree.leaf_hash(row[0]) for row in self.rows(sql, (first, first + count))]
         if len(hashes) != count:
             raise StoreError(f"{self.path}: hashes of the tree are missing at level {kept}; restore the store from a backup")
         while len(hashes) > 1:
