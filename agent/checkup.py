@@ -152,7 +152,11 @@ def _kernel() -> Iterator[Result]:
 
 def _state(agent: Agent) -> Iterator[Result]:
     path = Path(agent.state_dir)
-    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    except PermissionError:
+        yield _found("error", "state_dir", "state_unwritable", path=path)
+        return
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         yield _found("error", "state_dir", "state_unwritable", path=path)
         return
@@ -225,7 +229,7 @@ def _sensors() -> Iterator[Result]:
     now_ms = time.time_ns() // 1_000_000
     trials: list[tuple[str, Callable[[], Sensor], str]] = [
         ("files", Fanotify, "files.fix"),
-        ("writers", Holder, "files.fix"),
+        ("writers", Holder.trial, "files.fix"),
         ("processes", lambda: Processes(now_ms), "files.fix"),
         ("devices", Udev, "devices.fix"),
         ("sessions", Sessions, "sessions.fix"),

@@ -52,8 +52,9 @@ def _check(args: argparse.Namespace) -> int:
     from agent.contract import show
 
     results = checkup.check(_config(args))
-    if args.json:
-        print(json.dumps([result.as_dict() for result in results], ensure_ascii=False))
+    if args.output == "json":
+        for result in results:
+            print(json.dumps(result.as_dict(), ensure_ascii=False))
     else:
         lang = _language()
         colours = {"ok": "32", "blind": "33", "error": "31"}
@@ -72,12 +73,12 @@ def _status(args: argparse.Namespace) -> int:
     try:
         status = checkup.ask(_config(args).agent.state_dir)
     except checkup.NotRunning as error:
-        if args.json:
+        if args.output == "json":
             print(json.dumps({"running": False, "why": str(error)}, ensure_ascii=False))
             return NOT_RUNNING
         fail(str(error), NOT_RUNNING)
     healthy = bool(status["healthy"])
-    if args.json:
+    if args.output == "json":
         print(json.dumps(status, ensure_ascii=False))
     else:
         print("\n".join(checkup.lines(status, _language(), _paint)))
@@ -91,7 +92,7 @@ def _media(args: argparse.Namespace) -> int:
         media = checkup.ask(_config(args).agent.state_dir)["media"]
     except checkup.NotRunning as error:
         fail(str(error), NOT_RUNNING)
-    if args.json:
+    if args.output == "json":
         for medium in media:
             print(json.dumps(medium, ensure_ascii=False))
     elif not media:
@@ -109,7 +110,8 @@ def _events(args: argparse.Namespace) -> int:
     state_dir = _config(args).agent.state_dir
     tell = _teller(args.output)
     try:
-        after = 0 if args.lines is None and not args.follow else max(0, last_seq(state_dir) - (args.lines or 10))
+        wanted = 10 if args.lines is None else args.lines
+        after = 0 if args.lines is None and not args.follow else max(0, last_seq(state_dir) - wanted)
         while True:
             for seq, data in read_events(state_dir, after):
                 tell(data)
@@ -123,6 +125,8 @@ def _events(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from msgspec import structs
+
     from agent import identity, spoolfile
     from agent.contract.chain import NotWhole
 
@@ -131,11 +135,17 @@ def _verify(args: argparse.Namespace) -> int:
         whole = spoolfile.verify(state_dir, identity.public_key(state_dir))
     except NotWhole as error:
         where = f"event {error.seq}: " if error.seq else ""
-        print(f"not whole: {where}{error.why}")
+        if args.output == "json":
+            print(json.dumps({"whole": False, "seq": error.seq, "why": error.why}, ensure_ascii=False))
+        else:
+            print(f"not whole: {where}{error.why}")
         return BAD
     except (spoolfile.SpoolError, identity.IdentityError) as error:
         fail(str(error), BAD)
-    print(f"whole: {whole}")
+    if args.output == "json":
+        print(json.dumps({"whole": True, **structs.asdict(whole)}))
+    else:
+        print(f"whole: {whole}")
     return DONE
 
 
@@ -175,7 +185,10 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _sim(args: argparse.Namespace) -> int:
+    from msgspec import structs
+
     from agent import simulate
+    from agent.contract.show import harmless
 
     root = args.dir or _config(args).agent.media.simulated_dir
     if not root:
@@ -193,11 +206,22 @@ def _sim(args: argparse.Namespace) -> int:
             fail(f'no medium "{args.name}" is plugged into {root}; `sekisho-agent sim list` shows which are', BAD)
         else:
             for medium in simulate.present(root):
-                said = medium.descriptor
-                print(f"{medium.name}\t{said.kind}\t{said.vendor} {said.model}\t{said.serial}\t{medium.path}")
+                said = structs.asdict(medium.descriptor)
+                if args.output == "json":
+                    print(json.dumps({"name": medium.name, "path": str(medium.path), **said}, ensure_ascii=False))
+                else:
+                    rows = (medium.name, said["kind"], f"{said['vendor']} {said['model']}", said["serial"], str(medium.path))
+                    print("\t".join(map(harmless, rows)))
     except simulate.SimulationError as error:
         fail(str(error), BAD)
     return DONE
+
+
+def _count(text: str) -> int:
+    """A number of lines, for argparse."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of lines; give 0 or more')
+    return int(text)
 
 
 def _paint(text: str, colour: str) -> str:
@@ -239,35 +263,32 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("-c", "--config", metavar="FILE", help=where)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, act: Callable[[argparse.Namespace], int], tells: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, parents=[common], help=tells, description=tells)
+    formed = argparse.ArgumentParser(add_help=False)
+    formed.add_argument("-o", "--output", choices=("short", "json"), default="short", help="json: one object a line")
+    formed.add_argument("--json", action="store_const", const="json", dest="output", help="the same as -o json")
+
+    def command(name: str, act: Callable[[argparse.Namespace], int], tells: str, form: bool = True) -> argparse.ArgumentParser:
+        parents = [common, formed] if form else [common]
+        made = commands.add_parser(name, parents=parents, help=tells, description=tells)
         made.set_defaults(act_on=act)
         return made
 
-    run = command("run", _run, "the daemon, in the foreground")
+    run = command("run", _run, "the daemon, in the foreground", form=False)
     run.add_argument("--record", metavar="FILE", help="also append every fact to FILE, for `replay`")
-    command("check", _check, "read configuration and machine; say what will be seen and what not").add_argument(
-        "--json", action="store_true", help="one JSON array"
-    )
-    command("status", _status, "sensors, coverage, queue, spool, last receipt, memory").add_argument(
-        "--json", action="store_true", help="one JSON object"
-    )
-    command("media", _media, "media present now, each with its decision and why").add_argument(
-        "--json", action="store_true", help="one JSON object a line"
-    )
+    command("check", _check, "read configuration and machine; say what will be seen and what not")
+    command("status", _status, "sensors, coverage, queue, spool, last receipt, memory")
+    command("media", _media, "media present now, each with its decision and why")
     events = command("events", _events, "what this machine recorded")
     events.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
-    events.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N (default: all; 10 with -f)")
-    events.add_argument("-o", "--output", choices=("short", "json"), default="short")
+    events.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last N (default: all; 10 with -f)")
     command("verify", _verify, "the local chain and signatures; names the first bad event")
-    enroll = command("enroll", _enroll, "make the key, join a collector, pin its key")
+    enroll = command("enroll", _enroll, "make the key, join a collector, pin its key", form=False)
     enroll.add_argument("url", metavar="URL")
     enroll.add_argument("--token", required=True, metavar="T")
     enroll.add_argument("--ca-file", default="", metavar="FILE", help="the authority that signed the collector's certificate")
     replay = command("replay", _replay, "run recorded facts through the pure core; print the events")
     replay.add_argument("facts", metavar="FACTS", help="a file of facts, or - for stdin")
-    replay.add_argument("-o", "--output", choices=("short", "json"), default="short")
-    sim = command("sim", _sim, "simulated media")
+    sim = command("sim", _sim, "simulated media", form=False)
     sim.add_argument("--dir", metavar="DIR", help="the directory (default: agent.media.simulated_dir)")
     acts = sim.add_subparsers(dest="act", required=True, metavar="plug|unplug|list")
     plug = acts.add_parser("plug", parents=[common], help="plug a medium in")
@@ -281,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
     plug.add_argument("--fs", default="folder", choices=("folder", "tmpfs", "ext4"))
     plug.add_argument("--read-only", action="store_true")
     acts.add_parser("unplug", parents=[common], help="pull a medium").add_argument("name", metavar="NAME")
-    acts.add_parser("list", parents=[common], help="media plugged in")
+    acts.add_parser("list", parents=[common, formed], help="media plugged in")
     return top
 
 
@@ -295,6 +316,8 @@ def main(argv: list[str] | None = None) -> int:
         code = DONE
     except KeyboardInterrupt:
         code = 130
+    except PermissionError as error:
+        fail(f"{error.filename}: may not be read or written by this user; try with sudo", BAD)
     return code
 
 

@@ -5,6 +5,7 @@ Owns: every key, its default (here alone) and its unit. Never looks at the machi
 """
 
 import difflib
+import hashlib
 import re
 import tomllib
 import types
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NewType
+from urllib.parse import urlsplit
 
 from msgspec import Struct, field
 from msgspec.structs import fields
@@ -113,6 +115,8 @@ class Config(Struct, kw_only=True):
     collector: Collector = field(default_factory=Collector)
     source: str = ""
     """Which file this came from (not a key)."""
+    digest: str = ""
+    """SHA-256 (hex) of the bytes that were read (not a key)."""
 
 
 def parse_bytes(text: str) -> Bytes:
@@ -169,7 +173,7 @@ class _Reader:
             raise self.fail(path, f"[{spoken}] must be a table")
         known = {item.name: item for item in fields(kind)}
         if kind is Config:
-            known.pop("source")
+            known = {name: item for name, item in known.items() if name not in ("source", "digest")}
         hints = typing.get_type_hints(kind)
         for key in table:
             if key not in known:
@@ -246,6 +250,12 @@ def _check(config: Config, reader: _Reader) -> None:
     url = agent.collector.url
     if url and not re.match(r"https://|http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?(/|$)", url):
         raise reader.fail(("agent", "collector", "url"), f'"{url}" must begin with https:// (http:// is for loopback only)')
+    try:
+        bad_url = bool(url) and (not urlsplit(url).hostname or urlsplit(url).port == 0)
+    except ValueError:
+        bad_url = True
+    if bad_url:
+        raise reader.fail(("agent", "collector", "url"), f'"{url}" is no address; write it like "https://host:8443"')
 
 
 def parse(text: str, name: str = "config.toml") -> Config:
@@ -268,9 +278,12 @@ def parse(text: str, name: str = "config.toml") -> Config:
 def load(path: str) -> Config:
     """Read and parse the file at `path`. Raises ConfigError, also if it can't be read."""
     try:
-        text = Path(path).read_bytes().decode()
+        data = Path(path).read_bytes()
+        text = data.decode()
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); name a file with -c or SEKISHO_CONFIG") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8; save it as UTF-8") from None
-    return parse(text, path)
+    site = parse(text, path)
+    site.digest = hashlib.sha256(data).hexdigest()
+    return site

@@ -7,7 +7,7 @@ the core's. One event, walked: `turn` → sensors → `_take` → `Core.feed` �
 """
 
 import contextlib
-import hashlib
+import io
 import os
 import resource
 import select
@@ -84,7 +84,7 @@ class Daemon:
 
     def __init__(self, site: config.Config, record: str | None = None) -> None:
         self._site = site
-        self._record = None
+        self._record: io.FileIO | None = None
         self._inbox: deque[Fact] = deque()
         self._wake, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = self._reloading = False
@@ -101,9 +101,11 @@ class Daemon:
         self._new_pids = False
         try:
             if record:
-                self._record = open(record, "ab", buffering=0)  # noqa: SIM115, PTH123
+                self._record = _open_record(record)
             self._open_state()
-        except (OSError, identity.IdentityError, SpoolError) as error:
+        except OSError as error:
+            raise StartError(f"{error.filename}: {error.strerror}; choose another agent.state_dir, or run as root") from None
+        except (identity.IdentityError, SpoolError) as error:
             raise StartError(str(error)) from None
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -189,14 +191,12 @@ class Daemon:
         return code
 
     def _begin(self, now_ms: int) -> None:
-        source = self._site.source
-        digest = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else hashlib.sha256(b"").hexdigest()
         clean = self._spool.last_code() == "agent.stopped"
         self._take(
             facts.Started(
                 at_ms=now_ms,
                 boot_id=service.read("/proc/sys/kernel/random/boot_id"),
-                config_digest=digest,
+                config_digest=self._site.digest,
                 mode=self._site.agent.mode,
                 previous=self._spool.previous,
             )
@@ -482,8 +482,7 @@ class Daemon:
         self._site = site
         self._core.reconfigure(core_config(site, self._identity.agent))
         self._look_for_trees(now_ms)
-        digest = hashlib.sha256(Path(site.source).read_bytes()).hexdigest()
-        self._take(facts.Config(at_ms=now_ms, config_digest=digest, mode=site.agent.mode))
+        self._take(facts.Config(at_ms=now_ms, config_digest=site.digest, mode=site.agent.mode))
         service.notify("READY=1")
 
     def _end(self, talkers: list[threading.Thread]) -> bool:
@@ -504,6 +503,16 @@ class Daemon:
         Path(self._site.agent.state_dir, "agent.sock").unlink(missing_ok=True)
         self._spool.close()
         return recorded
+
+
+def _open_record(path: str) -> io.FileIO:
+    """Facts hold names of private files and whole command lines, so the record is its owner's alone."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        os.close(fd)
+        raise StartError(f"{path}: may be read by others; remove it, or chmod 600 it and make it yours")
+    return io.FileIO(fd, "ab")
 
 
 def _new_uid() -> str:

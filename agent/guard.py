@@ -63,11 +63,12 @@ class Guard:
         """Leave the sign of life."""
         alive = self._state / "alive"
         try:
-            os.utime(alive)
-        except FileNotFoundError:
-            alive.touch(mode=0o600)
+            if alive.exists():
+                os.utime(alive)
+            else:
+                alive.touch(mode=0o600)
         except OSError:
-            return  # a read-only state directory is reported by the spool, which can't write either
+            return  # a state directory that is read-only or gone is reported by the spool, which can't write either
 
     def coverage(self, now_ms: int) -> Coverage:
         """Healthy while nothing of ours was altered."""

@@ -12,7 +12,7 @@ import os
 import pwd
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -75,7 +75,7 @@ class Client:
         """A JSON answer."""
         return msgspec.json.decode(self.request("GET", target))
 
-    def lines(self, target: str, headers: dict[str, str]) -> Iterator[bytes]:
+    def lines(self, target: str, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """The lines of a streamed answer, without their ends, as they come. Raises Failed."""
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class Networked(Client):
         with self._answer(method, target, body, {}) as answer:
             return answer.read()
 
-    def lines(self, target: str, headers: dict[str, str]) -> Iterator[bytes]:
+    def lines(self, target: str, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """See Client."""
         with self._answer("GET", target, None, headers) as answer:
             while line := answer.readline():
@@ -150,14 +150,15 @@ class Direct(Client):
         """See Client."""
         return b"".join(self._parts(method, target, b"" if body is None else msgspec.json.encode(body), {}))
 
-    def lines(self, target: str, headers: dict[str, str]) -> Iterator[bytes]:
+    def lines(self, target: str, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """See Client."""
         rest = b""
-        for part in self._parts("GET", target, b"", headers):
-            *whole, rest = (rest + part).split(b"\n")
-            yield from whole
+        with contextlib.closing(self._parts("GET", target, b"", headers)) as parts:
+            for part in parts:
+                *whole, rest = (rest + part).split(b"\n")
+                yield from whole
 
-    def _parts(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> Iterator[bytes]:
+    def _parts(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """The body of a good answer, part by part, as the route makes them: a large store is never held in memory."""
         with _as_owner(self.settings.state_dir), asyncio.Runner() as runner:
             answer = self._answer(method, target, body, headers)

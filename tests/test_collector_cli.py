@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import string
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.pytest_plugin import _environment
+from server_stub import commands, query, words
 from tests.collector_client import Client, copied, draft
 from tests.house import Collector, until
 
@@ -139,6 +141,81 @@ def test_a_follower_outlives_the_collector_and_ends_quietly(collector: Collector
         for reader in readers:
             reader.join()
     assert not any("Traceback" in line for line in talk)
+
+
+def test_a_follower_without_a_collector_begins_with_what_is_stored(collector: Collector) -> None:
+    agent = Client(collector.port, "ws-1")
+    agent.enrol()
+    agent.append_some(5)
+    agent.send(1, 4)
+    collector.stop()
+    command = [sys.executable, "-m", "server_stub.cli", "tail", "-f", "-n", "3", "-o", "json", "-c", str(collector.config_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()) as tail:
+        lines: list[int] = []
+        talk: list[str] = []
+
+        def read() -> None:
+            assert tail.stdout
+            lines.extend(json.loads(line)["metadata"]["sequence"] for line in tail.stdout)
+
+        readers = [threading.Thread(target=read), threading.Thread(target=lambda: talk.extend(tail.stderr or ()))]
+        for reader in readers:
+            reader.start()
+        until(lambda: lines == [2, 3, 4] and talk, lambda: f"{lines} {talk}")
+        assert talk[0].endswith("no collector is served here; waiting for it to come back\n")
+        collector.start()
+        agent.send(5, 5)
+        until(lambda: lines == [2, 3, 4, 5], lambda: f"{lines} {talk}")
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(10) == 0
+        for reader in readers:
+            reader.join()
+    assert len(talk) == 1
+
+
+def test_a_follower_whose_token_is_revoked_is_told_so(collector: Collector) -> None:
+    token = collector.run("token", "create", "--role", "viewer", "--note", "leaver").strip()
+    named = ["--url", collector.url, "--token", token]
+    command = [sys.executable, "-m", "server_stub.cli", "tail", "-f", *named]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()) as tail:
+        until(lambda: b"sekisho_tail_readers 1" in metrics(collector), "the reader does not arrive")
+        rows = [json.loads(line) for line in run(collector, "token", "list", "--json")[0].splitlines()]
+        run(collector, "token", "revoke", next(row["id"] for row in rows if row["note"] == "leaver"))
+        began = time.monotonic()
+        _, error = tail.communicate(timeout=30)
+        assert time.monotonic() - began < 20
+        assert tail.returncode == 1 and "this token is not known here" in error
+
+
+def test_tables_speak_the_language_of_their_reader(collector: Collector) -> None:
+    agent = fill(collector)
+    agent.append(
+        draft(
+            "agent.sensors",
+            agent=agent.id,
+            name="ws-042",
+            detail={"sensor": "inotify", "ok": False, "blind": ["process", "login_user"]},
+        )
+    )
+    assert agent.send(len(agent.lines))[0] == 200
+    tables = [("agents",), ("token", "list"), ("media", "list"), ("query", "-o", "table"), ("query", "--group-by", "user")]
+    english = [run(collector, *command)[0] for command in tables]
+    japanese = [run(collector, *command, LANG="ja_JP.UTF-8")[0] for command in tables]
+    for one, other in zip(english, japanese, strict=True):
+        heads, others = one.splitlines()[0], other.splitlines()[0]
+        assert heads.isascii() and not others.isascii()
+    assert "which person, which program" in english[0] and "blind" in english[0]
+    assert "どの人か、どのプログラムか" in japanese[0] and "死角あり" in japanese[0]
+    assert run(collector, "query", "-o", "csv", LANG="ja_JP.UTF-8")[0].splitlines()[0].startswith("time,severity")
+
+
+def test_both_languages_have_every_word_with_the_same_pieces() -> None:
+    for key, (english, japanese) in words.WORDS.items():
+        pieces = [
+            [name for _, name, _, _ in string.Formatter().parse(text) if name is not None] for text in (english, japanese)
+        ]
+        assert english and japanese and sorted(pieces[0]) == sorted(pieces[1]), key
+    assert {*commands.HEADS, *query.FIELDS} <= words.WORDS.keys()
 
 
 def test_a_stop_is_quick_and_clean_even_with_readers(collector: Collector) -> None:

@@ -1,19 +1,25 @@
 """What was receipted is there: after kill -9 at any moment, and after a backup was put back."""
 
+import contextlib
 import http.client
+import json
 import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nacl.signing import SigningKey
 
 from agent.contract import chain
 from server_stub import tree
+from server_stub.commit import Writer
+from server_stub.store.sqlite import SqliteStore
 from tests.collector_client import Client
 from tests.house import Collector
 
@@ -140,6 +146,85 @@ def test_a_collector_that_lost_everything_but_its_key_starts_from_the_first(coll
     assert (status, problem["reason"], problem["expected"]) == (409, "hole", 1)
     assert problem["hash"] == chain.genesis(agent.id, 1).hex()
     assert agent.send()[0] == 200
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB that can be filled, and mounted read-only."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "sekisho-test", str(where)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"needs root to mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    yield where
+    subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def test_on_a_truly_full_disk_nothing_is_half_accepted_and_all_goes_on_when_there_is_room(small_disk: Path) -> None:
+    house = Collector(small_disk)
+    house.start()
+    agent = Client(house.port)
+    try:
+        agent.enrol()
+        agent.append_some(100)
+        assert agent.send()[0] == 200
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"x" * 4096):
+                pass
+        acknowledged, refused = 100, 0
+        for _ in range(200):
+            agent.append_some(50)
+            connection = http.client.HTTPConnection("127.0.0.1", house.port, timeout=30)
+            headers = {"Sekisho-Agent": agent.id, "Content-Encoding": "gzip"}
+            connection.request("POST", "/v1/batches", agent.batch(acknowledged + 1, acknowledged + 50), headers)
+            answer = connection.getresponse()
+            text = json.loads(answer.read())
+            connection.close()
+            if answer.status == 200:
+                acknowledged += 50
+                continue
+            assert answer.status == 503 and answer.headers["Retry-After"] and "make room on its disk" in text["detail"]
+            refused += 1
+            if refused == 3:
+                break
+        assert refused == 3, "4 MB hold everything?"
+        status, problem = agent.ask("GET", "/readyz")
+        assert status == 503 and "not writable" in problem["detail"] and "make room" in problem["detail"]
+        assert agent.ask("GET", "/healthz")[0] == 200, "it lives, and says why it does not work"
+        assert len(house.events(event="file.*")) == acknowledged
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+        status, receipt = agent.send(acknowledged + 1)
+        assert (status, receipt["last"]) == (200, len(agent.lines))
+        assert agent.ask("GET", "/readyz")[0] == 200
+        assert [json.dumps(each) for each in house.events(event="file.*")] == [
+            json.dumps(json.loads(line)) for line in agent.lines
+        ]
+    finally:
+        house.stop()
+    assert house.state_dir.exists()
+    check_tree(house)
+
+
+def test_whoever_gives_up_waiting_does_not_stop_the_writer(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "collector.db")
+    entered, go_on = threading.Event(), threading.Event()
+    writer = Writer(store, SigningKey.generate(), "test", now=lambda: 1, woken=lambda _size: None)
+
+    def hold(_writer: Writer) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    first = writer.submit(hold)
+    assert entered.wait(10)
+    given_up = writer.submit(lambda _writer: pytest.fail("nobody waits for this any more"))
+    assert given_up.cancel() and not first.cancel()
+    go_on.set()
+    assert first.result(10) is None
+    assert writer.submit(lambda writer: writer.size).result(10) == 0
+    writer.close()
+    store.close()
 
 
 def test_a_full_or_broken_disk_is_said_and_forgotten_once_mended(collector: Collector) -> None:

@@ -1,8 +1,10 @@
 """The collector over its real listener: what agents, programs and readers of the stream may rely on."""
 
+import asyncio
 import base64
 import http.client
 import json
+import resource
 import socket
 import sqlite3
 import threading
@@ -16,7 +18,7 @@ from jsonschema import Draft202012Validator
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
 from agent.contract import chain, wire
-from server_stub import tree
+from server_stub import query, tail, tree
 from server_stub.commands import sse
 from tests.collector_client import Client, copied, draft
 from tests.house import Collector, until
@@ -253,6 +255,33 @@ def test_the_register_comes_at_once_when_it_changes(collector: Collector, agent:
     assert status == 401 and "clock" in problem["detail"]
 
 
+def test_many_agents_may_wait_for_the_register_at_once(collector: Collector, agent: Client) -> None:
+    """Far more than a process may have descriptors by default (1024), each held until the register changes."""
+    many = 1500
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < many + 200:
+        pytest.skip(f"needs RLIMIT_NOFILE of {many + 200}, this machine allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    version = json.loads(agent.ask("GET", "/v1/register", headers=agent.signed("/v1/register"))[1]["body"])["version"]
+    target = f"/v1/register?after={version}"
+    held = []
+    try:
+        for _ in range(many):
+            held.append(sock := socket.create_connection(("127.0.0.1", collector.port), timeout=60))
+            lines = [f"GET {target} HTTP/1.1", "Host: x", *(f"{name}: {text}" for name, text in agent.signed(target).items())]
+            sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        agent.append_some(1)
+        assert agent.send()[0] == 200, "batches go through meanwhile"
+        approval = ("--owner", "sato", "--approver", "mori", "--purpose", "x", "--until", "never")
+        collector.run("media", "approve", "usb:1", *approval)
+        answered = [sock.recv(1 << 16) for sock in held]
+    finally:
+        for sock in held:
+            sock.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert all(text.startswith(b"HTTP/1.1 200") for text in answered)
+
+
 class Reader:
     """A live reader: collects frames in a thread until closed."""
 
@@ -360,6 +389,40 @@ def test_no_gap_is_silent(collector: Collector, agent: Client) -> None:
     beyond.close()
 
 
+def test_a_reader_of_rare_things_hears_that_the_line_is_alive() -> None:
+    """Time is handed in: a minute of a busy log with nothing for this reader."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        ahead_s = 0.0
+
+        def time(self) -> float:
+            return super().time() + self.ahead_s
+
+    async def follow(loop: Loop) -> list[bytes]:
+        size, bell, got = 1, tail.Bell(), []
+
+        async def read(_sql: str, _values: list[Any]) -> list[tuple[Any, ...]]:
+            nonlocal size
+            size += 1
+            loop.ahead_s += 1
+            return []
+
+        frames = tail.follow(
+            query.Filter(user="nobody"), read=read, size=lambda: size, bell=bell, stopping=lambda: size > 61, cursor=0
+        )
+        async for frame in frames:
+            got.append(frame)
+        return got
+
+    loop = Loop()
+    try:
+        frames = loop.run_until_complete(follow(loop))
+    finally:
+        loop.close()
+    assert 4 <= len(frames) <= 6
+    assert set(frames) == {tail.cursor_frame(int(frame.split()[-1])) for frame in frames}
+
+
 def test_the_stream_takes_the_same_filters(collector: Collector, agent: Client) -> None:
     reader = Reader(collector, "?user=ito&event=file.*")
     for user in ("sato", "ito", "sato", "ito"):
@@ -424,6 +487,11 @@ def test_a_machine_is_blind_as_long_as_one_of_its_sensors_is(collector: Collecto
     row = tell("agent.sensors", sensor="udev", ok=True, blind=[])
     assert (row["state"], row["blind"], row["version"]) == ("blind", ["exfat"], "0.1.0")
     assert tell("agent.sensors", sensor="fanotify", ok=True, blind=[])["state"] == "ok"
+    row = tell("agent.sensors", sensor="mounts", ok=True, blind=["other_namespaces_until_used"])
+    assert (row["state"], row["blind"], row["known_limits"]) == ("ok", [], ["other_namespaces_until_used"])
+    row = tell("agent.sensors", sensor="inotify", ok=False, blind=["process", "login_user"])
+    assert (row["state"], row["blind"]) == ("blind", ["login_user", "process"])
+    assert tell("agent.heartbeat", waiting=3)["waiting"] == 3
     tell("agent.sensors", sensor="mtp", ok=False, blind=["mtp"])
     assert tell("agent.started")["state"] == "ok", "what the last run could not see says nothing of this one"
 

@@ -290,6 +290,108 @@ def test_an_archive_of_very_many_files_is_handed_out_in_portions(ws):
     assert len(left) == 2_500 and len(first) < 2_200 and ws.core.due_ms is None
 
 
+def _grove(ws: Workstation, folders: int = 40, files: int = 60) -> list[str]:
+    """A tree in which every directory holds the same names, of equal sizes, some of them empty."""
+    return [
+        ws.file(f"{ROOT}/d{number // 8}/s{number % 8}/f{file}", 0 if file % 7 == 3 else 1_000 + file % 2)
+        for number in range(folders)
+        for file in range(files)
+    ]
+
+
+def _pairs(ws: Workstation) -> list[tuple[str, str]]:
+    told = ws.all("file.copied_out")
+    return [(event.source["path"].removeprefix(ROOT), event.dest["path"].removeprefix(ws.stick)) for event in told]
+
+
+def test_cp_of_a_tree_of_equal_names_and_sizes_names_the_right_source_of_each(ws):
+    cp = ws.run("cp", "-r", ROOT)
+    sources = _grove(ws)
+    for source in sources:
+        to = ws.stick + source.removeprefix(ROOT)
+        cp.read(source).create(to).close(to, ws.sizes[source])
+    ws.wait(1)
+    assert _pairs(ws) == [(path.removeprefix(ROOT),) * 2 for path in sources]
+    assert {event.confidence for event in ws.all("file.copied_out")} == {0.95}
+
+
+def test_cp_told_by_the_kernel_in_bulk_of_a_tree_of_equal_names(ws):
+    """Many opens, then many closes: only the paths tell which is which."""
+    cp = ws.run("python3", "parallel-copy")
+    sources = _grove(ws, folders=12)
+    for source in sources:
+        cp.read(source)
+    for source in reversed(sources):
+        to = ws.stick + source.removeprefix(ROOT)
+        cp.create(to).close(to, ws.sizes[source])
+    ws.wait(1)
+    assert sorted(_pairs(ws)) == sorted((path.removeprefix(ROOT),) * 2 for path in sources)
+
+
+def test_rsync_of_a_tree_of_equal_names(ws):
+    sender = ws.run("rsync", "-a", ROOT, ws.stick)
+    receiver = sender.child("/usr/bin/rsync").child("/usr/bin/rsync")
+    sources = _grove(ws, folders=16)
+    for source in sources:
+        sender.read(source)
+    for source in sources:
+        folder, _, name = source.removeprefix(ROOT).rpartition("/")
+        temp = f"{ws.stick}{folder}/.{name}.Xy12Zq"
+        receiver.create(temp).close(temp, ws.sizes[source]).rename(temp, f"{ws.stick}{folder}/{name}")
+    ws.wait(1)
+    assert sorted(_pairs(ws)) == sorted((path.removeprefix(ROOT),) * 2 for path in sources)
+
+
+def test_mv_of_a_tree_of_equal_names_whose_sources_are_gone_when_they_are_looked_up(ws):
+    mv = ws.run("mv", ROOT, ws.stick)
+    sources = _grove(ws, folders=8)
+    sizes = dict(ws.sizes)
+    for source in sources:
+        mv.read(source)
+        ws.sizes.pop(source)
+    for source in sources:
+        to = ws.stick + source.removeprefix(ROOT)
+        mv.create(to).close(to, sizes[source])
+        mv.delete(source)
+    ws.wait(1)
+    assert sorted(_pairs(ws)) == sorted((path.removeprefix(ROOT),) * 2 for path in sources)
+    assert all(event.confidence <= 0.8 for event in ws.all("file.copied_out")), "the size was never seen"
+
+
+def test_tar_of_a_tree_of_equal_names_names_each_file_once(ws):
+    gzip = ws.run("bash", pipes=[901])
+    tar = ws.run("tar", "c", ROOT, pipes=[901])
+    sources = _grove(ws)
+    gzip.create(f"{ws.stick}/x.tgz").seen(exe="/usr/bin/gzip", argv=["gzip"])
+    for source in sources:
+        tar.read(source)
+    gzip.close(f"{ws.stick}/x.tgz", 900_000).end()
+    ws.wait(2)
+    assert sorted(event.source["path"] for event in ws.all("file.copied_out")) == sorted(sources)
+    assert sum(event.bytes for event in ws.all("file.copied_out")) == sum(ws.sizes[source] for source in sources)
+
+
+def test_an_archive_written_anew_over_the_one_before_is_a_copy_too(ws):
+    for number, size in enumerate((90_000, 60_000, 150_000)):
+        tar = ws.run("tar", "czf", "x.tgz", ROOT)
+        gzip = tar.child("/usr/bin/gzip")
+        if number == 0:
+            gzip.create(f"{ws.stick}/x.tgz")
+        tar.read("a.csv").read("b.csv")
+        gzip.close(f"{ws.stick}/x.tgz", size).end()
+        tar.end()
+        ws.wait(5)
+    assert sorted(ws.sources()) == ["a.csv"] * 3 + ["b.csv"] * 3
+
+
+def test_an_archive_written_over_one_that_was_on_the_stick_already(ws):
+    ws.file(f"{ws.stick}/x.tgz", 80_000)
+    ws.run("tar", "czf", "x.tgz").read("a.csv").read("b.csv").close(f"{ws.stick}/x.tgz", 90_000).end()
+    ws.wait(1)
+    assert sorted(ws.sources()) == ["a.csv", "b.csv"]
+    assert {event.confidence for event in ws.all("file.copied_out")} == {0.4}, "it may have grown by a little only"
+
+
 # -- innocent doings ---------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +410,17 @@ def test_a_checksum_list_is_not_a_copy(ws):
 def test_a_log_line_of_a_program_that_read_protected_files(ws):
     ws.run("python3").read("a.csv").create(f"{ws.stick}/log").close(f"{ws.stick}/log", 120)
     ws.wait(1).none("file.copied_out")
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_line_added_to_a_log_on_the_stick_after_reading_is_never_sure(ws, known):
+    path = ws.file(f"{ws.stick}/app.log", 100_000)
+    if known:
+        ws.run("python3").create(path).close(path, 100_000).end()
+        ws.wait(5)
+    ws.run("python3").read("a.csv").close(path, 100_120).end()
+    ws.wait(1)
+    assert all(event.confidence <= 0.4 for event in ws.all("file.copied_out"))
 
 
 def test_a_file_manager_that_looked_at_a_protected_file_and_copies_another(ws):

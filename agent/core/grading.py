@@ -32,6 +32,8 @@ _TINY = 256
 _SEARCHED = 64
 _MOST_EARLIER = 256
 _ASK_AT_ONCE = 4_000
+_TELL_NO_BEGINNING = ("exfat", "fuse", "btrfs")
+"""File systems of which the kernel tells finished writes only (they have no file handles, or not for all of it)."""
 
 
 class Left(NamedTuple):
@@ -44,11 +46,13 @@ class Left(NamedTuple):
 
 
 class Dest:
-    """A file on a medium, from its first sight to its settling."""
+    """A file on a medium, from its first sight to its settling. `begun`: it was told when it was made; `before`: its size
+    when it arrived the last time, if that was lately."""
 
     __slots__ = (
         "at_ms",
-        "base",
+        "before",
+        "begun",
         "closed_order",
         "due_ms",
         "files",
@@ -75,9 +79,21 @@ class Dest:
         self.at_ms = self.due_ms = fact.at_ms
         self.first_order = self.closed_order = order
         self.size: int | None = None
-        self.base = 0
+        self.begun = begun
+        self.before: int | None = None
         self.files: list[OpenFile] = []
         self.found = self.ripe = False
+
+    @property
+    def base(self) -> int:
+        """Bytes that may have been there before."""
+        return self.before if self.before is not None and self.before < (self.size or 0) else 0
+
+    @property
+    def appended(self) -> bool:
+        """Whether it was there before, and nobody knows how large: a line may have been added, or all written anew."""
+        untold = self.mount.fs.startswith(_TELL_NO_BEGINNING)
+        return not self.begun and self.before is None and not self.found and not untold
 
     def renamed(self, path: str) -> None:
         """It has another name now."""
@@ -216,10 +232,11 @@ class Grading:
             if read is not None and (read.stat is None or read.stat[0] in (size, None)):
                 return read
             fitting = (each for each in of.named(name) if each.stat is None or each.stat[0] in (size, None))
-            last, *before = list(islice(fitting, 2)) or [None]
-            if last is None:
+            two = list(islice(fitting, 2))
+            if not two:
                 continue
-            if own and last.last[0] == dest.first_order - 1 and last.fresh and not (before and before[0].last[0] == last.last[0]):
+            last, alone = two[0], len(two) == 1 or two[1].last[0] != two[0].last[0]
+            if own and alone and last.fresh and last.last[0] == dest.first_order - 1:
                 return last
             beside = of.beside(dest.path[: dest.path.rfind("/") + 1], name)
             return beside if beside is not None and (beside.stat is None or beside.stat[0] in (size, None)) else last
@@ -280,7 +297,7 @@ class Grading:
         sure = 0.9 if 0.8 <= share <= 1.3 else 0.7 if share < 0.8 else 0.6 if share <= 2 else 0.5
         # A known file that came out a little larger was written anew, or only a line was added: no event tells which.
         added_little = 0 < dest.base < size and size - dest.base < _LEAST_SHARE * total
-        sure = 0.4 if earlier or not known or added_little else sure
+        sure = 0.4 if earlier or not known or added_little or dest.appended else sure
         out = []
         for read, link in reversed(got.values()):
             via = "lineage" if read.via and link == "process" else link

@@ -95,8 +95,8 @@ class Joins:
         dest.size = dest.size if size is None else max(size, 0)
         dest.pid = fact.pid or dest.pid
         known = self._recent.get(fact.key)
-        if known is not None and known.size is not None and dest.size is not None and known.size < dest.size:
-            dest.base = known.size
+        if known is not None:
+            dest.before = known.size
         left = self._grading.plain(dest)
         if left is not None:
             return self._arrive(dest, [left])
@@ -202,6 +202,8 @@ class Joins:
 
     def forgotten(self, now_ms: int, media_there: bool) -> Lost | None:
         """What was given up for room since this was last told, once a minute at most; it matters only while media are there."""
+        if not self._forgetting_ms:
+            self._forgetting_ms = now_ms
         count, since_ms = self.reads.forgotten, self._forgetting_ms
         age_ms = now_ms - since_ms
         due = count > 0 and media_there and not 0 <= age_ms < _TELL_EVERY_MS

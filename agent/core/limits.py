@@ -70,7 +70,7 @@ class Limits:
         """Count; the limits that this passed just now. `source` names the file, `person` is any stable word for a person."""
         self.changed = True
         if person != self._latest:
-            self._people[person] = self._people.pop(person, None) or _Person()
+            self._people[person] = self._people.pop(person) if person in self._people else _Person()
             self._latest = person
             if len(self._people) > _MOST_PEOPLE:
                 del self._people[next(iter(self._people))]

@@ -31,8 +31,8 @@ from agent.contract.event import (
     Unmapped,
 )
 from agent.core import facts
-from agent.core.history import Summary
 from agent.core.grading import Left
+from agent.core.history import Summary
 from agent.core.joins import Arrival
 from agent.core.limits import Passed
 from agent.core.media import Medium, Mount, clean

@@ -25,8 +25,8 @@ from agent.core.lineage import Lineage
 from agent.core.media import Media, Medium, Mount, MountWatch, clean_path
 from agent.core.ocsf import Writer
 from agent.core.people import People
-from agent.core.policy import Raise, Unapproved, attached_severity, copied_out_severity
 from agent.core.places import Place, Places, ProtectedDir, below
+from agent.core.policy import Raise, Unapproved, attached_severity, copied_out_severity
 from agent.core.reads import Read, read_of
 from agent.core.register import MediaRegister, Verdict
 
@@ -116,12 +116,11 @@ class Core:
         if not told and not self._waiting and not self._state_lost:
             return []
         events = [*self._lost_state(), *told]
-        stopping = type(fact) is facts.Stopping
-        most = len(self._waiting) if stopping else MOST_AT_ONCE
+        most = len(self._waiting) if isinstance(fact, facts.Stopping) else MOST_AT_ONCE
         while self._waiting and most > 0:
             self._leave(*self._waiting.popleft(), events)
             most -= 1
-        if stopping:
+        if isinstance(fact, facts.Stopping):
             events.append(self._writer.life("agent.stopped", at_ms, {"reason": fact.reason} if fact.reason else {}))
         for event in events:
             self._counts[event.metadata.event_code] += 1
@@ -130,9 +129,7 @@ class Core:
     def _lost_state(self) -> Iterator[Event]:
         if self._state_lost:
             self._state_lost = False
-            yield self._writer.gap(
-                facts.Lost(at_ms=self._now_ms, reason="state_unreadable", since_ms=0, until_ms=self._now_ms)
-            )
+            yield self._writer.gap(facts.Lost(at_ms=self._now_ms, reason="state_unreadable", since_ms=0, until_ms=self._now_ms))
 
     # -- who -----------------------------------------------------------------------------------------------------------
 
@@ -461,4 +458,3 @@ class Core:
         """Events by code, and how much is remembered, for `status`."""
         kept = {"processes": len(self._people), "reads": len(self._joins.reads), "waiting": len(self._waiting)}
         return dict(self._counts) | kept
-

@@ -305,9 +305,7 @@ class Reads:
         self._count = 0
         self.forgotten = 0
 
-    def add(
-        self, pid: int, folder: str, root: str, name: str, stat: Stat | None, moment: Moment, origin: str = ""
-    ) -> None:
+    def add(self, pid: int, folder: str, root: str, name: str, stat: Stat | None, moment: Moment, origin: str = "") -> None:
         """Process `pid` opened the protected file `folder + name`; `origin` is its protected path if that is another."""
         of = self._of.get(pid)
         if of is None:

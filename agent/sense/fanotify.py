@@ -53,7 +53,8 @@ class _Growing:
 
 
 class Fanotify:
-    """A Sensor. `want_sizes`: of what a program opens after it wrote to a medium, look up size and inode. `ignore`: pids whose events are nobody's business."""
+    """A Sensor. `want_sizes`: of what a program opens after it wrote to a medium, look up size and inode. `ignore`: pids whose
+    events are nobody's business."""
 
     def __init__(self) -> None:
         flags = kernel.FAN_CLASS_NOTIF | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK

@@ -20,6 +20,7 @@ from typing import Any
 
 from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Lost, OpenFile, Process, ProcSeen
+from agent.sense import SensorError, kernel
 
 STALL_S = 1.5
 RESTARTS = 5
@@ -51,6 +52,15 @@ class Holder:
         self._down_since_ms: int | None = None
         self._pending: list[Fact] = []
         self._drained_ms = 0
+
+    @classmethod
+    def trial(cls) -> "Holder":
+        """A holder, if permission events may be had here. Raises SensorError."""
+        try:
+            os.close(kernel.fanotify_init(kernel.FAN_CLASS_CONTENT | kernel.FAN_CLOEXEC))
+        except OSError as error:
+            raise SensorError(f"permission events: {error.strerror}") from None
+        return cls()
 
     @property
     def pid(self) -> int:

@@ -86,7 +86,7 @@ class Marks:
         return True
 
     def add_medium(self, mount: str, alone: bool) -> bool:
-        """Mark a medium: its file system if that is its own, else each directory; False if it is already. Raises SensorError."""
+        """Mark a medium: its file system if that is its own, else each directory; False if it is so already. SensorError."""
         root = _root(os.fsencode(mount), medium=True)
         known = self.roots.get(root.path)
         if known and (known.dev, known.ino) == (root.dev, root.ino):
