@@ -2,6 +2,7 @@
 #   make demo     a copy onto a stick becomes a line in the admin's tail (root or sudo; without, the smaller part)
 #   make test     all tests that can run on this machine, and a list of those that can't and why
 #   make check    formatting, lint and strict types
+#   make test-vm  the real-hardware tier: a Debian guest in QEMU with USB sticks and a phone (root; builds its image once)
 #   make bench    the measurements of docs/benchmarks.md
 #   make venv     the development environment in .venv (made anew only when pyproject.toml changed)
 #   make clean    remove what the above made
@@ -13,7 +14,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv clean
+.PHONY: help demo test test-vm check bench venv clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,6 +29,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-vm: $(VENV)/.installed-dev
+	SEKISHO_VM=1 $(BIN)/python -m pytest tests/vm $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench $(ARGS)

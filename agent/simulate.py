@@ -145,6 +145,8 @@ def plug(
     medium = Medium(root=root, name=name, descriptor=descriptor)
     if medium.descriptor_path.exists():
         raise SimulationError(f'"{name}" is plugged in already; unplug it first')
+    if medium.path.is_symlink():
+        raise SimulationError(f"{medium.path}: is a link; a medium needs a folder of its own")
     try:
         medium.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,14 +164,14 @@ def plug(
 
 
 def unplug(medium: Medium) -> None:
-    """Pull `medium`: its descriptor goes, and its own mount, if it has one. Raises SimulationError if it is in use."""
-    medium.descriptor_path.unlink(missing_ok=True)
+    """Pull `medium`: its own mount goes, if it has one, then its descriptor. Raises SimulationError if it is in use."""
     if os.path.ismount(medium.path):
         _run(["umount", str(medium.path)], f"{medium.path}: can't be unmounted; close the programs that use it")
+    medium.descriptor_path.unlink(missing_ok=True)
 
 
 def _mount(medium: Medium, fs: FileSystem) -> None:
-    options = "ro" if medium.descriptor.read_only else "rw"
+    options = "nosuid,nodev," + ("ro" if medium.descriptor.read_only else "rw")
     if os.geteuid() != 0:
         raise SimulationError(f"a medium with its own {fs} needs root; use --fs folder without it")
     if os.path.ismount(medium.path):

@@ -122,6 +122,7 @@ class SpoolHome:
 
     def _mend(self, now_ms: int) -> None:
         """Write the file anew from the deleted one, which lives on while it is open; an intruder is put aside."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the whole state directory may have been removed
         spare = self._make_file("mend")
         with contextlib.closing(sqlite3.connect(spare)) as copy:
             self._open_db().backup(copy)

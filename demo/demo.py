@@ -32,6 +32,7 @@ from typing import Any
 BIN = Path(sys.executable).parent
 NOBODY_LOGGED_IN = 2**32 - 1
 BURST_FILES = 120
+CAP_SYS_ADMIN = 21
 COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
@@ -48,6 +49,13 @@ class Missing(Exception):
 
 
 # -- who runs it -------------------------------------------------------------------------------------------------------
+
+
+def privileged() -> bool:
+    """Whether we are root with what root can do: in a plain container root has no CAP_SYS_ADMIN (capabilities(7))."""
+    status = Path("/proc/self/status").read_text()
+    effective = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    return os.geteuid() == 0 and bool(effective >> CAP_SYS_ADMIN & 1)
 
 
 def become_root(args: argparse.Namespace) -> None:
@@ -81,7 +89,7 @@ class Person:
             current = int(Path("/proc/self/loginuid").read_text())
         except OSError:
             return "this kernel keeps no login uid (audit is not compiled in)"
-        if os.geteuid() != 0:
+        if not privileged():
             return "" if current != NOBODY_LOGGED_IN else "nobody logged in here (no login uid), and only root may set one"
         probe = subprocess.run(["sh", "-c", f"echo {self.uid} > /proc/self/loginuid"], capture_output=True)
         if probe.returncode == 0:
@@ -102,7 +110,7 @@ class Person:
     def log_in_and_drop_root(self) -> None:
         """As `log_in`, then become that user."""
         self.log_in()
-        if os.geteuid() == 0 and self.account:
+        if privileged() and self.account:
             os.initgroups(self.account.pw_name, self.account.pw_gid)
             os.setgid(self.account.pw_gid)
             os.setuid(self.account.pw_uid)
@@ -399,7 +407,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the scratch directory for a look around")
     args = parser.parse_args()
     become_root(args)
-    root = os.geteuid() == 0 and not args.no_root
+    root = privileged() and not args.no_root
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = Path(tempfile.mkdtemp(prefix="sekisho-demo-"))
     scratch.chmod(0o755)

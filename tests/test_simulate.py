@@ -79,4 +79,5 @@ def test_pulling_a_medium_in_use_says_what_to_do(tmp_path: Path) -> None:
     stick = simulate.plug(tmp_path, "stick1", fs="tmpfs")
     with (stick.path / "open").open("w"), pytest.raises(simulate.SimulationError, match="close the programs that use it"):
         simulate.unplug(stick)
+    assert simulate.present(tmp_path), "it is still plugged in"
     simulate.unplug(stick)

@@ -54,6 +54,7 @@ class Fallback(FileSystemEventHandler):
         self._queue: deque[FileSystemEvent] = deque()
         self._lost, self._lost_since = 0, now_ms
         self._trees: dict[str, object] = {}
+        self._which: dict[str, tuple[int, int]] = {}
         self._media: set[str] = set()
         self._failed: dict[str, str] = {}
         self._writing: dict[str, bytes] = {}
@@ -67,8 +68,16 @@ class Fallback(FileSystemEventHandler):
 
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory with all below it. Raises SensorError."""
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            self.unwatch(path)
+            raise SensorError(f"{path}: {error.strerror}; it will be watched as soon as it is there") from None
         if path in self._trees:
-            return
+            if self._which[path] == (found.st_dev, found.st_ino):
+                return
+            self.unwatch(path)  # removed and made anew: inotify still watches the old one
+        self._which[path] = found.st_dev, found.st_ino
         try:
             self._trees[path] = self._observer.schedule(self, path, recursive=True, event_filter=_TOLD)
         except OSError as error:

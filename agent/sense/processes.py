@@ -119,6 +119,8 @@ class Processes:
 
     def look(self, pid: int, now_ms: int) -> Process:
         """What is known of a process: "exact" if it lives or was looked at while it did, "cached", or "unknown"."""
+        if pid in self._looked:
+            self._take(now_ms)  # it may have become another program since
         known = self._looked.get(pid)
         at_ns = time.monotonic_ns()
         stat = procfs.stat(pid)
