@@ -13,6 +13,7 @@ SQLite, what events mean. HTTP itself is in `collector.py`, the register in `reg
 `step` makes one exchange and says when the next is due, so that tests need no clock; `run` is the thread around it.
 """
 
+import contextlib
 import gzip
 import logging
 import random
@@ -203,6 +204,11 @@ class Sender:
         if self._peer is None:
             self._peer = Collector(self._link.url, self._link.ca_file)
         found = self._identity.pinned()
+        if found is None and self._pinned is not None:
+            # Removed under us: what was pinned still holds. It is put back as soon as there is a directory to put it in.
+            found = self._pinned
+            with contextlib.suppress(IdentityError):
+                self._identity.pin(found)
         if found != self._pinned:
             # Enrolled, or enrolled anew by another process: whatever stopped us may be over.
             self._pinned, self._stopped, self._last_error = found, "", ""

@@ -7,6 +7,7 @@ what events mean. Called by `daemon` from its one thread.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from agent.core.pipeline import MountWatch
 from agent.sense import SensorError, latecomers
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
+
+_SAY_REPLACED_S = 3.0
+"""Longer than a tick of the daemon, which asks for `coverage`."""
 
 
 class FileSensor(Protocol):
@@ -43,7 +47,7 @@ class Watching:
         self._held: set[str] = set()
         self._failed: dict[str, str] = {}
         self._identity: dict[str, tuple[int, int]] = {}
-        self._replaced: list[str] = []
+        self._replaced: dict[str, float] = {}
 
     @property
     def media(self) -> list[str]:
@@ -59,14 +63,15 @@ class Watching:
         """Watch these directories, as far as they are there (autofs, LUKS and NFS come late); give up the others.
 
         One that is another directory than at the last call (replaced, or mounted over) is watched anew, and `coverage` says
-        so until the next call: what was done in it until now was not seen.
+        so for some seconds: what was done in it until now was not seen.
         """
         wanted = [os.path.realpath(path) for path in paths]
         for path in [path for path in self.trees if path not in wanted]:
             del self.trees[path]
             self._identity.pop(path, None)
             self._files.unwatch(path)
-        self._replaced.clear()
+        now = time.monotonic()
+        self._replaced = {path: since for path, since in self._replaced.items() if now - since < _SAY_REPLACED_S}
         for path in wanted:
             try:
                 self._files.watch_tree(path)
@@ -76,7 +81,7 @@ class Watching:
                 continue
             identity = found.st_dev, found.st_ino
             if self.trees.get(path) and self._identity[path] != identity:
-                self._replaced.append(path)
+                self._replaced[path] = now
             self.trees[path], self._identity[path] = True, identity
 
     def expect(self, folders: list[str]) -> None:

@@ -35,7 +35,7 @@ IMPURE = {
 }
 IMPURE_CALLS = {"open", "input", "print", "now", "utcnow", "today", "generate"}
 
-EDGE_HELPERS = {"kernel", "marks", "fanotify_events", "procfs", "passwd"}
+EDGE_HELPERS = {"kernel", "marks", "looking", "fanotify_events", "procfs", "passwd"}
 """In agent/sense: not edges, but parts that edges are made of. An edge may import these and no other edge."""
 
 

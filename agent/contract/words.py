@@ -211,14 +211,15 @@ REASONS: dict[str, tuple[str, str]] = {
         "カーネルのプロセスイベントがあふれました",
     ),
     "disk_full": ("the disk was full", "ディスクが一杯でした"),
+    "disk_slow": ("the disk could not take them in time", "ディスクへの書き込みが間に合いませんでした"),
     "spool_full": ("the spool was full; their digests are kept", "スプールが一杯でした。ダイジェストは残っています"),
     "refused": (
         "the collector would not take them; their digests are kept",
         "収集サーバーが受け付けませんでした。ダイジェストは残っています",
     ),
     "reads_forgotten": (
-        "more reads were under way than can be remembered",
-        "同時の読み取りが多すぎ、すべては覚えていられませんでした",
+        "more protected files were read than are kept in mind",
+        "読まれた保護対象ファイルが多すぎ、すべては覚えていられませんでした",
     ),
     "state_unreadable": (
         "the counters of limits could not be read; they began anew",

@@ -12,7 +12,7 @@ last before the destination was made, then that whose path ends most like the de
 """
 
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
 from agent.contract.codes import Link
@@ -122,6 +122,8 @@ class Grading:
         stat = GONE if fact.size is None else (fact.size, fact.inode)
         for pid, read in self._asked.pop(fact.path, ()):
             self.reads.learn(pid, read, stat)
+        if not self._asked:
+            self.wanted.clear()  # a replay answers without having been asked
         return not self._asked
 
     def unanswered(self) -> None:
@@ -149,9 +151,10 @@ class Grading:
         if not asked and own is not None:
             asked = sum(self._want(dest.pid, read) for read, _ in self._earlier(dest, own))
         if dest.found or not dest.pid:
+            since_ms = dest.at_ms - _TIME_ALONE_MS
             for pid, of in islice(self.reads.everyone(), _SEARCHED):
                 named = (read for name in dest.names for read in islice(of.named(name), _SEARCHED))
-                lately = (read for read in islice(reversed(of.fresh), _SEARCHED) if dest.at_ms - read.last_ms <= _TIME_ALONE_MS)
+                lately = takewhile(lambda read: read.last[1] >= since_ms, islice(reversed(of.fresh), _SEARCHED))
                 asked += sum(self._want(pid, read) for read in chain(named, lately))
         return asked > 0
 

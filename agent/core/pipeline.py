@@ -1,7 +1,7 @@
 """Core.feed(fact) → events: the stages in reading order on one page. What each stage knows is in its own room.
 
-Owns: the order of the stages, which place a path is (protected, on a medium, elsewhere), and when the state is worth keeping.
-Must not know the shape of events, how a join is graded, or any edge. No clock: time is what the facts say. `feed` never
+Owns: the order of the stages, what a fact means by the place where it happened, and when the state is worth keeping. Must
+not know the shape of events, how a join is graded or judged, or any edge. No clock: time is what the facts say. `feed` never
 raises for what facts say, in whatever order they come.
 
 State is handed out with the events that changed it; a large one (thousands of distinct files within the windows) at most
@@ -15,20 +15,19 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.contract.codes import CODES
-from agent.contract.event import Event, ProtectedInfo
+from agent.contract.event import Event
 from agent.core import facts, history
 from agent.core.grading import Left
 from agent.core.joins import Arrival, Joins
-from agent.core.limits import Limits, WindowLimit
+from agent.core.judging import Judging
+from agent.core.limits import WindowLimit
 from agent.core.lineage import Lineage
-from agent.core.media import Media, Medium, Mount, MountWatch, clean_path
+from agent.core.media import Media, MountWatch, clean_path
 from agent.core.ocsf import Writer
 from agent.core.people import People
-from agent.core.places import Place, Places, ProtectedDir, below
-from agent.core.policy import Raise, Unapproved, attached_severity, copied_out_severity
+from agent.core.places import Place, Places, ProtectedDir
 from agent.core.reads import Read, read_of
-from agent.core.register import MediaRegister, Verdict
+from agent.core.register import MediaRegister
 
 __all__ = ["Core", "CoreConfig", "MountWatch", "ProtectedDir", "WindowLimit"]
 
@@ -63,16 +62,16 @@ class Core:
     """The whole pure middle of the agent. `new_uid` gives ids that can't be guessed."""
 
     def __init__(self, config: CoreConfig, new_uid: Callable[[], str]) -> None:
-        self._new_uid = new_uid
         self._media, self._people, self._lineage = Media(), People(), Lineage()
         self._places = Places(self._media)
-        self._register = MediaRegister(config.agent, config.name)
-        self._limits, self._unapproved, self._history = Limits([]), Unapproved(), history.History()
+        self._history = history.History()
         self._joins = Joins(self._people, self._places.is_protected)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
+        register = MediaRegister(config.agent, config.name)
+        self._judging = Judging(self._people, self._media, self._places, register, self._writer, new_uid)
+        self._register, self._limits, self._unapproved = register, self._judging.limits, self._judging.unapproved
         self.wanted = self._joins.wanted
         self._waiting: deque[tuple[Arrival, Left | None]] = deque()
-        self._attached: dict[str, Event] = {}
         self._counts: Counter[str] = Counter()
         self._now_ms = self._swept_ms = self._kept_ms = self._keep_every_ms = 0
         self._dirty = self._state_lost = False
@@ -118,7 +117,7 @@ class Core:
         events = [*self._lost_state(), *told]
         most = len(self._waiting) if isinstance(fact, facts.Stopping) else MOST_AT_ONCE
         while self._waiting and most > 0:
-            self._leave(*self._waiting.popleft(), events)
+            self._judging.left(*self._waiting.popleft(), events)
             most -= 1
         if isinstance(fact, facts.Stopping):
             events.append(self._writer.life("agent.stopped", at_ms, {"reason": fact.reason} if fact.reason else {}))
@@ -247,14 +246,10 @@ class Core:
         if medium is None:
             return
         if new:
-            verdict = self._decide(medium)
-            severity = attached_severity(verdict.decision, self._config.require_approval)
-            event = self._writer.attached(medium, verdict, severity, self._people.session, fact.at_ms, fact.cold)
-            self._attached[medium.id] = event
-            yield event
+            yield self._judging.attached(medium, fact.at_ms, fact.cold)
         for mount in late:
-            yield self._writer.mounted(mount, self._decide(medium), self._people.session, fact.at_ms)
-        yield from self._review(medium)
+            yield self._writer.mounted(mount, self._judging.decide(medium, fact.at_ms), self._people.session, fact.at_ms)
+        yield from self._judging.review(medium, fact.at_ms)
 
     def _on_unplugged(self, fact: facts.Unplugged) -> Iterator[Event]:
         medium = self._media.unplugged(fact)
@@ -263,31 +258,30 @@ class Core:
         self._arrived(self._joins.medium_gone(medium.id))
         events: list[Event] = []
         while self._waiting:
-            self._leave(*self._waiting.popleft(), events)
+            self._judging.left(*self._waiting.popleft(), events)
         yield from events
-        self._unapproved.gone(medium)
-        self._attached.pop(medium.id, None)
-        yield self._writer.detached(medium, self._decide(medium), self._people.session, fact.at_ms)
+        yield self._judging.detached(medium, fact.at_ms)
 
     def _on_mounted(self, fact: facts.Mounted) -> Iterator[Event]:
         mount = self._media.mounted(fact)
         self._places.forget()
         if mount is not None:
-            yield self._writer.mounted(mount, self._decide(mount.medium), self._people.session, fact.at_ms)
-            yield from self._review(mount.medium)
+            yield self._writer.mounted(mount, self._judging.decide(mount.medium, fact.at_ms), self._people.session, fact.at_ms)
+            yield from self._judging.review(mount.medium, fact.at_ms)
 
     def _on_unmounted(self, fact: facts.Unmounted) -> Iterator[Event]:
         mount = self._media.unmounted(fact)
         self._places.forget()
         if mount is not None:
             self._arrived(self._joins.mount_gone(mount))
-            yield self._writer.unmounted(mount, self._decide(mount.medium), self._people.session, fact.at_ms)
+            verdict = self._judging.decide(mount.medium, fact.at_ms)
+            yield self._writer.unmounted(mount, verdict, self._people.session, fact.at_ms)
 
     def _on_register(self, fact: facts.Register) -> Iterator[Event]:
         if self._register.replace(fact):
             self._dirty = True
             for medium in list(self._media.present.values()):
-                yield from self._review(medium)
+                yield from self._judging.review(medium, fact.at_ms)
 
     # -- the agent itself ----------------------------------------------------------------------------------------------
 
@@ -317,7 +311,7 @@ class Core:
             self._lineage.sweep(fact.at_ms)
             self._limits.sweep(fact.at_ms)
             for medium in list(self._media.present.values()):
-                yield from self._review(medium)
+                yield from self._judging.review(medium, fact.at_ms)
 
     def _on_stopping(self, fact: facts.Stopping) -> Iterator[Event]:
         self._arrived(self._joins.everything())
@@ -330,46 +324,6 @@ class Core:
         for arrival in arrivals:
             if arrival is not None:
                 self._waiting.extend((arrival, left) for left in arrival.left or (None,))
-
-    def _leave(self, arrival: Arrival, left: Left | None, events: list[Event]) -> None:
-        """One source that left, or one unprotected file that was written: decide, tell, count, judge."""
-        mount, entry = arrival.mount, self._people.who(arrival.pid)
-        if left is None:
-            verdict = self._register.decide(mount.medium.key, arrival.at_ms, (), True)
-            events.append(self._writer.written(arrival, entry, verdict, self._config.record_names))
-            return
-        read = left.read
-        path, at = read.path, read.root
-        root = self._places.root(at) or ProtectedDir(path=at, label=at)
-        verdict = self._register.decide(mount.medium.key, arrival.at_ms, (root.path, root.label), True)
-        severity = copied_out_severity(verdict.decision, self._config.require_approval)
-        protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, path))
-        event = self._writer.copied_out(arrival, left, protected, entry, verdict, severity)
-        events.append(event)
-        uid = event.metadata.uid
-        if self._config.require_approval and arrival.pid >= 0:
-            due = self._unapproved.copied_onto(mount.medium, verdict.decision, uid, self._new_uid)
-            if due is not None:
-                events.append(self._unapproved_event(due, mount.medium, mount, verdict, event))
-        person = "unknown"
-        if entry is not None:
-            person = f"login:{entry.login_uid}" if entry.login_uid is not None else f"uid:{entry.process.uid}"
-        for passed in self._limits.add(person, arrival.at_ms, left.bytes or 0, path, uid):
-            events.append(self._writer.limit_passed(passed, event, arrival.at_ms))
-
-    def _review(self, medium: Medium) -> Iterator[Event]:
-        """Whether a medium that is there is a finding (now: it was plugged in, the register changed, an approval ended)."""
-        attached = self._attached.get(medium.id)
-        if not self._config.require_approval or attached is None:
-            return
-        mounts, verdict = self._media.of(medium), self._decide(medium)
-        due = self._unapproved.judge(medium, verdict.decision, attached.metadata.uid, bool(mounts), self._new_uid)
-        if due is not None:
-            yield self._unapproved_event(due, medium, mounts[0] if mounts else None, verdict, attached)
-
-    def _unapproved_event(self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: Event) -> Event:
-        types = [CODES["medium.attached"].type_uid] * (len(due.events) - 1) + [by.type_uid]
-        return self._writer.unapproved(due, medium, mount, verdict, by, types, self._now_ms)
 
     def _noted(self, root: ProtectedDir, fact: facts.FileFact, what: str, path: str = "") -> Iterable[Event]:
         full = self._history.add(self._people.who(fact.pid), root.path, path or fact.path, what, fact.at_ms)
@@ -387,15 +341,12 @@ class Core:
         origin = self._lineage.of(fact.key, getattr(fact, "old_path", ""))
         return None if origin is None else read_of(origin.path, origin.root, size, fact.at_ms)
 
-    def _decide(self, medium: Medium) -> Verdict:
-        return self._register.decide(medium.key, self._now_ms)
-
     # -- for the daemon ------------------------------------------------------------------------------------------------
 
     def reconfigure(self, config: CoreConfig) -> None:
         """Take another configuration (SIGHUP); counters and tables stay."""
-        self._config = config
         self._limits.limits = config.limits
+        self._judging.require_approval, self._judging.record_names = config.require_approval, config.record_names
         self._places.protect(config.protect)
 
     def watches(self) -> list[MountWatch]:

@@ -13,6 +13,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 from watchdog.events import (
@@ -69,7 +70,7 @@ class Fallback(FileSystemEventHandler):
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory with all below it. Raises SensorError."""
         try:
-            found = os.stat(path)
+            found = Path(path).stat()
         except OSError as error:
             self.unwatch(path)
             raise SensorError(f"{path}: {error.strerror}; it will be watched as soon as it is there") from None

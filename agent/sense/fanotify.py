@@ -17,39 +17,27 @@ Paths given are as the os module has them, paths inside raw bytes; facts carry `
 
 import os
 import select
-import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from agent.contract.event import path_text
-from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Found, Grown, Lost, Moved, Opened
+from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, Moved, Opened
 from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import FIRST as _FIRST
 from agent.sense.fanotify_events import FIXED, Names, heads, names
+from agent.sense.looking import Growing, Sweep, found, lstat
 from agent.sense.marks import Marks, Paths, Seen, real
 
 _CACHED = 4096
-_GROWING = 4096
 _WRITERS = 1024
 _MISSED = 256
 _READ_BYTES = 1 << 18
 _READS = 16  # buffers in one drain, so that a storm can't keep the daemon from its other sensors
-_SWEEP = 400
 
 OnPid = Callable[[int], None]
 _Folder = tuple[bytes, str, bool]
 _OPEN, _CREATE, _CLOSE_WRITE = kernel.FAN_OPEN, kernel.FAN_CREATE, kernel.FAN_CLOSE_WRITE
 _STORMS = _OPEN | _CREATE | _CLOSE_WRITE
 _DFID_NAME, _FID = kernel.FAN_EVENT_INFO_TYPE_DFID_NAME, kernel.FAN_EVENT_INFO_TYPE_FID
-
-
-@dataclass(slots=True)
-class _Growing:
-    """A file made on a medium and not closed yet."""
-
-    path: bytes
-    pid: int
-    size: int = 0
 
 
 class Fanotify:
@@ -73,8 +61,8 @@ class Fanotify:
         self._paths = Paths(self._marks)
         self._folders: dict[bytes, _Folder] = {}
         self._writers: dict[int, None] = {}
-        self._growing: dict[bytes, _Growing] = {}
-        self._sweeping: Iterator[tuple[bytes, Seen] | None] | None = None
+        self._growing = Growing()
+        self._sweep = Sweep(self._marks)
         self._drained_ms = 0
         self._inside: list[tuple[int, list[Seen]]] = []
         self._told: set[bytes] = set()
@@ -95,7 +83,7 @@ class Fanotify:
         root = self._marks.remove(real(os.fsencode(mount)))
         if root is not None:
             self._forget_paths()
-            self._growing = {key: file for key, file in self._growing.items() if not root.covers(file.path)}
+            self._growing.forget(root)
 
     def follow(self, path: str) -> bool:
         """Watch one file under any name, wherever it goes on its file system; False if that can't be."""
@@ -129,49 +117,29 @@ class Fanotify:
             yield from self._finished(buffer, now_ms, on_pid)
         self._drained_ms = now_ms
         inside, self._inside = self._inside, []
-        for pid, found in inside:  # last, for what is in the queue by now is older than our look
-            yield from self._found(found, now_ms, pid)
+        for pid, seen in inside:  # last, for what is in the queue by now is older than our look
+            yield from found(seen, now_ms, pid, 0, self._told)
         self._told.clear()
 
     def grown(self, now_ms: int) -> Iterator[Fact]:
         """How large the files are that were made on a medium and are not closed yet; only those that grew."""
-        for key, file in list(self._growing.items()):
-            now = _lstat(file.path)
-            if now is None or not stat.S_ISREG(now.st_mode):
-                self._growing.pop(key, None)
-            elif now.st_size != file.size:
-                file.size = now.st_size
-                yield Grown(at_ms=now_ms, pid=file.pid, key=key, path=path_text(file.path), size=now.st_size)
+        return self._growing.look(now_ms)
 
     def sweep(self, now_ms: int) -> Iterator[Fact]:
-        """A few hundred files of the protected trees, each call the next ones: marks what is reached by more than one name.
-
-        link(2) tells nothing to the directory of the file linked; so a hard link made elsewhere is noticed here, later.
-        """
-        if self._sweeping is None:
-            self._sweeping = self._swept()
-        for _ in range(_SWEEP):
-            try:
-                step = next(self._sweeping)
-            except StopIteration:
-                self._sweeping = None
-                return
-            if step is not None:
-                key, (raw, seen) = step
-                path = path_text(raw)
-                yield Attributes(at_ms=now_ms, pid=0, key=key, path=path, inode=seen.st_ino, links=seen.st_nlink)
+        """A few hundred files of the protected trees, each call the next ones: those reached by more than one name."""
+        return self._sweep.some(now_ms)
 
     def rescan(self, mount: str, now_ms: int, since_ms: int = 0) -> Iterator[Fact]:
         """Found for each file below `mount` changed (ctime or mtime) at or after `since_ms`."""
         root = self._marks.roots.get(real(os.fsencode(mount)))
         if root is None:
             return
-        found: list[Seen] = []
+        seen: list[Seen] = []
         try:
-            self._marks.search(root, root.path, found)
+            self._marks.search(root, root.path, seen)
         except OSError:
             self._marks.cut.add(root.path)
-        yield from self._found(found, now_ms, 0, since_ms)
+        yield from found(seen, now_ms, 0, since_ms, self._told)
 
     def coverage(self, now_ms: int) -> Coverage:
         """Which roots are seen fully, which in part."""
@@ -238,8 +206,8 @@ class Fanotify:
             path = folder[1] + (str(name, "ascii") if name.isascii() and b"\\" not in name else path_text(name))
             key = buffer[second + 4 : second + FIXED + _FIRST(buffer, second)[2]]
             if mask == _OPEN:
-                if pid in writers and (found := _lstat(raw)):
-                    yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=found.st_size, inode=found.st_ino)
+                if pid in writers and (seen := lstat(raw)):
+                    yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size, inode=seen.st_ino)
                 else:
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path)
             elif folder[2]:
@@ -248,12 +216,12 @@ class Fanotify:
                     self._writes(pid)
                 if mask & _CREATE:
                     if mask == _CREATE:
-                        self._grows(key, raw, pid)
+                        self._growing.begin(key, raw, pid)
                     yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
                 if mask & _CLOSE_WRITE:
-                    growing.pop(key, None)
-                    found = _lstat(raw)
-                    yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=found.st_size if found else None)
+                    growing.end(key)
+                    seen = lstat(raw)
+                    yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size if seen else None)
             else:
                 yield from self._happened(mask, pid, Names(key, handle, name), now_ms)
 
@@ -285,11 +253,6 @@ class Fanotify:
             del self._writers[next(iter(self._writers))]
         self._writers[pid] = None
 
-    def _grows(self, key: bytes, raw: bytes, pid: int) -> None:
-        if len(self._growing) >= _GROWING:
-            self._growing.pop(next(iter(self._growing)))
-        self._growing[key] = _Growing(raw, pid)
-
     def _happened(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
         """Facts of one record about a file; the kernel merges kinds, so they are told in the order of a file's life."""
         if told.dir:
@@ -303,28 +266,28 @@ class Fanotify:
             return  # the last name of a file marked by itself is gone, which its directory told
         if medium and self.want_sizes:
             self._writes(pid)
-        found = _lstat(raw) if mask != _OPEN or pid in self._writers else None
-        size, inode = (found.st_size, found.st_ino) if found else (None, None)
+        seen = lstat(raw) if mask != _OPEN or pid in self._writers else None
+        size, inode = (seen.st_size, seen.st_ino) if seen else (None, None)
         if mask & _CREATE:
             if medium:
-                self._grows(key, raw, pid)
+                self._growing.begin(key, raw, pid)
             self._told.add(key)
             yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
-            if found and found.st_nlink > 1:
-                self._marks.mark_link(key, raw, found)
+            if seen and seen.st_nlink > 1:
+                self._marks.mark_link(key, raw, seen)
         if mask & _OPEN:
             yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=size, inode=inode)
         if mask & kernel.FAN_ATTRIB:
-            links = found.st_nlink if found else None
+            links = seen.st_nlink if seen else None
             yield Attributes(at_ms=now_ms, pid=pid, key=key, path=path, inode=inode, links=links)
-            if found and found.st_nlink > 1:
-                self._marks.mark_link(key, raw, found)
+            if seen and seen.st_nlink > 1:
+                self._marks.mark_link(key, raw, seen)
         if mask & _CLOSE_WRITE:
-            self._growing.pop(key, None)
+            self._growing.end(key)
             self._told.add(key)
             yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=size)
         if mask & kernel.FAN_DELETE:
-            self._growing.pop(key, None)
+            self._growing.end(key)
             yield Deleted(at_ms=now_ms, pid=pid, key=key, path=path)
 
     def _renamed(self, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
@@ -334,10 +297,9 @@ class Fanotify:
             raw, path = self._paths.resolve(told.target)
             if raw:
                 self._marks.mark_file(raw)
-        if told.target in self._growing:
-            self._growing[told.target].path = raw
-        found = _lstat(raw)
-        size = found.st_size if found else None
+        self._growing.renamed(told.target, raw)
+        seen = lstat(raw)
+        size = seen.st_size if seen else None
         yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, size=size)
 
     def _directory(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
@@ -347,17 +309,15 @@ class Fanotify:
             raw, path = self._paths.join(told.dir, told.name) if told.dir else self._paths.resolve(told.target)
             old_raw, old_path = self._paths.join(told.old_dir, told.old_name)
             self._marks.renamed(old_raw, raw)
-            for file in self._growing.values():
-                if file.path.startswith(old_raw + b"/"):
-                    file.path = raw + file.path[len(old_raw) :]
+            self._growing.folder_renamed(old_raw, raw)
             yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, is_dir=True)
             came_in = bool(told.dir) and (not told.old_dir or told.target in self._missed)
         else:
             raw, path = self._paths.join(told.dir, told.name)
             came_in = bool(mask & kernel.FAN_CREATE)
         if mask & kernel.FAN_ATTRIB:
-            found = _lstat(raw)
-            yield Attributes(at_ms=now_ms, pid=pid, key=told.target or told.dir, path=path, inode=found and found.st_ino)
+            seen = lstat(raw)
+            yield Attributes(at_ms=now_ms, pid=pid, key=told.target or told.dir, path=path, inode=seen and seen.st_ino)
         root = self._marks.root_of(raw)
         if came_in and root and root.way == "directories":
             inside: list[Seen] = []
@@ -413,38 +373,3 @@ class Fanotify:
     def _forget_paths(self) -> None:
         self._paths.forget()
         self._folders.clear()
-
-    def _found(self, files: list[Seen], now_ms: int, pid: int, since_ms: int = 0) -> Iterator[Fact]:
-        for raw, seen in files:
-            changed_ms = int(max(seen.st_mtime, seen.st_ctime) * 1000)
-            if not stat.S_ISREG(seen.st_mode) or changed_ms < since_ms:
-                continue
-            key, modified_ms = _key(raw), int(seen.st_mtime * 1000)
-            if key and key not in self._told:
-                yield Found(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=seen.st_size, modified_ms=modified_ms)
-
-    def _swept(self) -> Iterator[tuple[bytes, Seen] | None]:
-        """One pass over all protected trees, a step a file; also marks again what lost its mark."""
-        for root in [root for root in self._marks.roots.values() if not root.medium]:
-            try:
-                for files in self._marks.visit(root, root.path, again=True):
-                    yield None
-                    for path, seen in files:
-                        linked = seen.st_nlink > 1 and (key := _key(path)) and self._marks.mark_link(key, path, seen)
-                        yield (key, (path, seen)) if linked else None
-            except OSError:
-                continue  # the root is gone; the daemon waits for it
-
-
-def _lstat(raw: bytes) -> os.stat_result | None:
-    try:
-        return os.lstat(raw) if raw.startswith(b"/") else None
-    except OSError:
-        return None
-
-
-def _key(raw: bytes) -> bytes:
-    try:
-        return kernel.file_key(raw)
-    except OSError:
-        return b""  # removed meanwhile

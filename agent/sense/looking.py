@@ -1,0 +1,134 @@
+# (paths are raw bytes here, and pathlib knows only text)
+"""What the file sensor finds by looking, where the kernel tells nothing.
+
+Owns: the files on media that are being written, and how large they are by now; the endless slow pass over protected trees
+for files with several names; Found facts from a search. Must not know events or what a path means. `fanotify.py` says what
+it was told, and hands these facts on.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from agent.contract.event import path_text
+from agent.core.facts import Attributes, Fact, Found, Grown
+from agent.sense import kernel
+from agent.sense.marks import Marks, Root, Seen
+
+_MOST_GROWING = 4096
+_SWEEP = 400
+
+
+@dataclass(slots=True)
+class _Growing:
+    path: bytes
+    pid: int
+    size: int = 0
+
+
+class Growing:
+    """Files that were made on a medium and are not closed yet."""
+
+    def __init__(self) -> None:
+        self._files: dict[bytes, _Growing] = {}
+
+    def begin(self, key: bytes, path: bytes, pid: int) -> None:
+        """It was made."""
+        if len(self._files) >= _MOST_GROWING:
+            self._files.pop(next(iter(self._files)))
+        self._files[key] = _Growing(path, pid)
+
+    def end(self, key: bytes) -> None:
+        """It was closed, or is gone."""
+        self._files.pop(key, None)
+
+    def renamed(self, key: bytes, path: bytes) -> None:
+        """It has another name."""
+        if key in self._files:
+            self._files[key].path = path
+
+    def folder_renamed(self, old: bytes, new: bytes) -> None:
+        """All below a directory have other paths."""
+        for file in self._files.values():
+            if file.path.startswith(old + b"/"):
+                file.path = new + file.path[len(old) :]
+
+    def forget(self, root: Root) -> None:
+        """A medium is not watched any more."""
+        self._files = {key: file for key, file in self._files.items() if not root.covers(file.path)}
+
+    def look(self, now_ms: int) -> Iterator[Fact]:
+        """Grown for each that grew since the last look."""
+        for key, file in list(self._files.items()):
+            now = lstat(file.path)
+            if now is None or not stat.S_ISREG(now.st_mode):
+                self.end(key)
+            elif now.st_size != file.size:
+                file.size = now.st_size
+                yield Grown(at_ms=now_ms, pid=file.pid, key=key, path=path_text(file.path), size=now.st_size)
+
+
+class Sweep:
+    """One pass after the other over all protected trees: `some` takes the next few hundred steps.
+
+    link(2) tells nothing to the directory of the file linked; so a hard link made elsewhere is noticed here, later. Also
+    marks again what lost its mark.
+    """
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._running: Iterator[tuple[bytes, Seen] | None] | None = None
+
+    def some(self, now_ms: int) -> Iterator[Fact]:
+        """Attributes for each file that turns out to have several names."""
+        if self._running is None:
+            self._running = self._pass()
+        for _ in range(_SWEEP):
+            try:
+                step = next(self._running)
+            except StopIteration:
+                self._running = None
+                return
+            if step is not None:
+                key, (raw, seen) = step
+                path = path_text(raw)
+                yield Attributes(at_ms=now_ms, pid=0, key=key, path=path, inode=seen.st_ino, links=seen.st_nlink)
+
+    def _pass(self) -> Iterator[tuple[bytes, Seen] | None]:
+        """A step a directory and a file."""
+        for root in [root for root in self._marks.roots.values() if not root.medium]:
+            try:
+                for files in self._marks.visit(root, root.path, again=True):
+                    yield None
+                    for path, seen in files:
+                        linked = seen.st_nlink > 1 and (key := _key(path)) and self._marks.mark_link(key, path, seen)
+                        yield (key, (path, seen)) if linked else None
+            except OSError:
+                continue  # the root is gone; the daemon waits for it
+
+
+def found(files: Iterable[Seen], now_ms: int, pid: int, since_ms: int, told: set[bytes]) -> Iterator[Fact]:
+    """Found for each regular file changed at or after `since_ms` whose key was not `told` by the kernel."""
+    for raw, seen in files:
+        changed_ms = int(max(seen.st_mtime, seen.st_ctime) * 1000)
+        if not stat.S_ISREG(seen.st_mode) or changed_ms < since_ms:
+            continue
+        key, modified_ms = _key(raw), int(seen.st_mtime * 1000)
+        if key and key not in told:
+            yield Found(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=seen.st_size, modified_ms=modified_ms)
+
+
+def lstat(raw: bytes) -> os.stat_result | None:
+    """The status of a file, None if it is gone or its path is not known."""
+    try:
+        return os.lstat(raw) if raw.startswith(b"/") else None
+    except OSError:
+        return None
+
+
+def _key(raw: bytes) -> bytes:
+    try:
+        return kernel.file_key(raw)
+    except OSError:
+        return b""  # removed meanwhile
