@@ -290,7 +290,8 @@ def test_a_full_disk_is_said_and_survived(house: ExitStack, tmp_path: Path, seki
     until(lambda: agent.status()["queue"]["error"], "the full disk is not said")
     assert command(agent, "status").returncode == 3
     assert not sources(agent)
-    subprocess.run([sys.executable, "-c", MANY_FILES, stick.path, "26000"], check=True)
+    writer = subprocess.Popen([sys.executable, "-c", MANY_FILES, stick.path, "26000"])
+    house.callback(writer.kill)
     seen = [0]
 
     def shed() -> bool:
@@ -298,6 +299,7 @@ def test_a_full_disk_is_said_and_survived(house: ExitStack, tmp_path: Path, seki
         return seen[-1] < seen[-2]
 
     until(shed, "nothing is given up", 40)
+    assert writer.wait(40) == 0
     most = agent.status()["memory_kib"]
     filler.unlink()
     until(lambda: not agent.status()["queue"]["error"] and not agent.status()["queue"]["waiting"], "it does not recover", 40)
