@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,9 @@ class Daemon:
         self._sensors: dict[str, Sensor] = {}
         self._polled_holder = -1
         self._told_coverage: dict[str, facts.Coverage] = {}
+        self._listener: socket.socket | None = None
         self._made: list[Event] = []
-        self._config_error = ""
+        self._config_error = self._no_udev = ""
         self._told_process: dict[int, facts.Process] = {}
         self._last_tick = self._last_trees = self._last_summary = 0
         self._mounts_at = self._ticks = 0
@@ -142,9 +143,7 @@ class Daemon:
 
             self._sensors["udev"] = Udev()
         except (ImportError, OSError) as error:
-            self._tell(
-                facts.Coverage(at_ms=now_ms, sensor="udev", ok=False, blind=["devices"], why=f"udev can't be asked: {error}")
-            )
+            self._no_udev = f"udev can't be asked: {error}"
         self._simulated: Simulated | None = None
         if self._site.agent.media.simulated_dir:
             self._simulated = Simulated(self._site.agent.media.simulated_dir, self._mounts.mount_at)
@@ -166,8 +165,7 @@ class Daemon:
         sys.setswitchinterval(0.0005)  # the thread that senses must not wait 5 ms for one that packs a batch
         now_ms = _now_ms()
         self._open_sensors(now_ms)
-        self._listener = service.listen(self._site.agent.state_dir)
-        self._poll.register(self._listener.fileno(), select.POLLIN)
+        self._open_door()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
@@ -189,6 +187,18 @@ class Daemon:
         if not self._end(talkers):
             code = 1
         return code
+
+    def _open_door(self) -> None:
+        """Answer `status`; again if somebody removed the socket with the state directory."""
+        if self._listener is not None:
+            if Path(self._site.agent.state_dir, "agent.sock").exists():
+                return
+            self._poll.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        with contextlib.suppress(OSError):  # the directory is gone or the disk full: tried again with the next tick
+            self._listener = service.listen(self._site.agent.state_dir)
+            self._poll.register(self._listener, select.POLLIN)
 
     def _begin(self, now_ms: int) -> None:
         clean = self._spool.last_code() == "agent.stopped"
@@ -224,7 +234,7 @@ class Daemon:
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake, 4096)
-        if self._listener.fileno() in ready:
+        if self._listener is not None and self._listener.fileno() in ready:
             service.answer(self._listener, self.status(now_ms))
         while self._inbox:
             self._take(self._inbox.popleft())
@@ -314,6 +324,7 @@ class Daemon:
 
     def _tick(self, now_ms: int) -> None:
         self._last_tick = now_ms
+        self._open_door()
         self._take_all(self._guard.drain(now_ms))
         self._take_all(self._sensors["sessions"].drain(now_ms))
         if self._simulated:
@@ -395,12 +406,15 @@ class Daemon:
     def _tell_coverage(self, now_ms: int) -> None:
         for sensor in self._sensors.values():
             self._tell_if_new(sensor.coverage(now_ms))
-        for said in (*self._watching.coverage(now_ms), self._config_coverage(now_ms)):
+        for said in self._own_coverage(now_ms):
             self._tell_if_new(said)
 
-    def _config_coverage(self, now_ms: int) -> facts.Coverage:
+    def _own_coverage(self, now_ms: int) -> Iterator[facts.Coverage]:
+        yield from self._watching.coverage(now_ms)
+        if self._no_udev:
+            yield facts.Coverage(at_ms=now_ms, sensor="udev", ok=False, blind=["devices"], why=self._no_udev)
         blind = ["config_refused"] if self._config_error else []
-        return facts.Coverage(at_ms=now_ms, sensor="config", ok=not blind, blind=blind, why=self._config_error)
+        yield facts.Coverage(at_ms=now_ms, sensor="config", ok=not blind, blind=blind, why=self._config_error)
 
     def _tell_if_new(self, said: facts.Coverage) -> None:
         """What is not seen, once; and again when a sensor fails, fails otherwise, or is whole again."""
@@ -420,8 +434,7 @@ class Daemon:
         sending = self._sender.status()
         coverage = [
             *(sensor.coverage(now_ms) for sensor in self._sensors.values()),
-            *self._watching.coverage(now_ms),
-            self._config_coverage(now_ms),
+            *self._own_coverage(now_ms),
         ]
         blind = sorted({code for each in coverage if not each.ok for code in each.blind})
         return {
@@ -499,7 +512,8 @@ class Daemon:
             talker.join(_STOP_WITHIN_S)
         for sensor in self._sensors.values():
             sensor.close()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
         Path(self._site.agent.state_dir, "agent.sock").unlink(missing_ok=True)
         self._spool.close()
         return recorded

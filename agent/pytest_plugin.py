@@ -49,8 +49,11 @@ class Media:
             self._ready(str(medium.path), False)
 
     def close(self) -> None:
-        """Pull all that is plugged."""
+        """Pull all that is plugged, also what a test left mounted without its descriptor."""
         self._ready = None
+        for folder in self.root.iterdir():
+            if os.path.ismount(folder):
+                subprocess.run(["umount", "-l", str(folder)], check=True)
         for medium in simulate.present(self.root):
             simulate.unplug(medium)
 
