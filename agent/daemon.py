@@ -50,6 +50,7 @@ _ENOUGH_WAITING = 2_000
 _LET_WRITE_S = 0.01
 _PATIENCE = 100
 _GATHER_S = 0.01
+_ATTENTIVE_MS, _ATTENTIVE_STEP_MS = 60, 2
 _SWEEP_EVERY = 4
 
 
@@ -93,6 +94,7 @@ class Daemon:
         self._sensors: dict[str, Sensor] = {}
         self._polled_holder = -1
         self._told_coverage: dict[str, facts.Coverage] = {}
+        self._held: dict[int, int] = {}
         self._listener: socket.socket | None = None
         self._made: list[Event] = []
         self._config_error = self._no_udev = ""
@@ -228,7 +230,7 @@ class Daemon:
         """One round: wait for something to read or for the next tick, take every fact, hand the events on."""
         self._poll_holder()
         due_ms = min(self._last_tick + _TICK_MS, self._core.due_ms or 1 << 62)
-        wait_ms = max(0, min(_TICK_MS, due_ms - _now_ms()))
+        wait_ms = max(0, min(_ATTENTIVE_STEP_MS if self._held else _TICK_MS, due_ms - _now_ms()))
         ready = {fd for fd, _ in self._poll.poll(wait_ms)}
         now_ms = _now_ms()
         if self._wake in ready:
@@ -245,6 +247,7 @@ class Daemon:
         if gone:
             self._follow_media(now_ms)
         self._read_processes(now_ms)
+        self._look_again(now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
         elif self._core.due_ms is not None and now_ms >= self._core.due_ms:
@@ -297,7 +300,16 @@ class Daemon:
             if isinstance(fact, facts.ProcSeen):
                 fact.process = self._processes.learn(fact.process, now_ms)
                 self._told_process[fact.process.pid] = fact.process
+                self._held[fact.process.pid] = now_ms + _ATTENTIVE_MS
             self._take(fact)
+
+    def _look_again(self, now_ms: int) -> None:
+        """A shell's child is held at its redirection, before its exec: what it became is worth a second look."""
+        for pid, until_ms in list(self._held.items()):
+            if self._processes.changed(pid):
+                self._on_pid(pid)
+            if now_ms >= until_ms or now_ms < until_ms - _ATTENTIVE_MS:
+                del self._held[pid]
 
     def _read_files(self, now_ms: int) -> None:
         self._new_pids = False

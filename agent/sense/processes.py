@@ -144,6 +144,10 @@ class Processes:
             return known.process
         return self._cached(pid, stat)
 
+    def changed(self, pid: int) -> bool:
+        """Whether a process that was looked at has become another program since, as far as `drain` was told."""
+        return pid in self._stale
+
     def learn(self, process: Process, now_ms: int) -> Process:
         """Take in what the holder saw; returns it with names, session and parents added."""
         self._take(now_ms)
