@@ -1,16 +1,14 @@
 """The daemon: one thread senses and thinks, one records, two talk to the collector. Wires, starts, stops.
 
-Owns: the sensors and the order in which they are asked, the bounded queues between threads, signals, reload, and carrying
-to one sensor what another one told (which mounts to mark, whose process to look up). Decides nothing: what a fact means is
-the core's. One event, walked: `turn` → sensors → `_take` → `Core.feed` → `Recorder.put` → `Spool.append` →
-`Sender`.
+Owns: the way of a fact through the core to the recorder, the bounded queues between threads, the clock's ticks, signals,
+reload and status. Decides nothing: what a fact means is the core's, in which order sensors are asked is `senses`'.
+One event, walked: `turn` → `Senses.gather` → `_take` → `Core.feed` → `Recorder.put` → `Spool.append` → `Sender`.
 """
 
 import contextlib
 import io
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -29,18 +27,11 @@ from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
 from agent.guard import Guard
 from agent.recorder import Recorder
 from agent.sender import Sender
-from agent.sense import Sensor, SensorError, sizes
-from agent.sense.fanotify import Fanotify
-from agent.sense.holder import Holder
-from agent.sense.mounts import Mounts
-from agent.sense.processes import Processes
-from agent.sense.sessions import Sessions
-from agent.sense.simulated import Simulated
+from agent.sense import sizes
+from agent.senses import ATTENTIVE_STEP_MS, Senses
 from agent.spool import Spool, SpoolError
-from agent.watching import Watching
 
 _TICK_MS = 1_000
-_TREES_EVERY_MS = 5_000
 _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
@@ -49,9 +40,6 @@ _ENOUGH_WAITING = 2_000
 """Events not durable yet, above which the recorder is waited for, though not for longer than PATIENCE steps at a time."""
 _LET_WRITE_S = 0.01
 _PATIENCE = 100
-_GATHER_S = 0.01
-_ATTENTIVE_MS, _ATTENTIVE_STEP_MS = 60, 2
-_SWEEP_EVERY = 4
 
 
 class StartError(Exception):
@@ -90,18 +78,11 @@ class Daemon:
         self._wake, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = self._reloading = False
         self._stop_threads = threading.Event()
-        self._poll = select.poll()
-        self._sensors: dict[str, Sensor] = {}
-        self._polled_holder = -1
         self._told_coverage: dict[str, facts.Coverage] = {}
-        self._held: dict[int, int] = {}
         self._listener: socket.socket | None = None
         self._made: list[Event] = []
-        self._config_error = self._no_udev = ""
-        self._told_process: dict[int, facts.Process] = {}
-        self._last_tick = self._last_trees = self._last_summary = 0
-        self._mounts_at = self._ticks = 0
-        self._new_pids = False
+        self._config_error = ""
+        self._last_tick = self._last_summary = 0
         try:
             if record:
                 self._record = _open_record(record)
@@ -125,40 +106,6 @@ class Daemon:
         self._recorder = Recorder(self._spool, self._tell, self._sender.wake)
         self._guard = Guard(agent.state_dir, self._spool.check_alive)
 
-    def _open_sensors(self, now_ms: int) -> None:
-        self._processes = Processes(now_ms)
-        self._sensors["processes"] = self._processes
-        self._files: Any
-        try:
-            self._files = Fanotify()
-            self._holder: Holder | None = Holder()
-            self._sensors["holder"] = self._holder
-        except (SensorError, PermissionError):
-            from agent.sense.fallback import Fallback
-
-            self._files, self._holder = Fallback(now_ms), None
-        self._mounts = Mounts()
-        self._sensors["mounts"] = self._mounts
-        self._watching = Watching(self._files, self._holder, self._mounts)
-        try:
-            from agent.sense.udev import Udev
-
-            self._sensors["udev"] = Udev()
-        except (ImportError, OSError) as error:
-            self._no_udev = f"udev can't be asked: {error}"
-        self._simulated: Simulated | None = None
-        if self._site.agent.media.simulated_dir:
-            self._simulated = Simulated(self._site.agent.media.simulated_dir, self._mounts.mount_at)
-            self._sensors["simulated"] = self._simulated
-        self._sensors["sessions"] = Sessions()
-        self._sensors["guard"] = self._guard
-        self._sensors["files"] = self._files
-        for name, sensor in self._sensors.items():
-            if sensor.fileno() >= 0 and name != "holder":
-                events = Mounts.EVENTS if name == "mounts" else select.POLLIN
-                self._poll.register(sensor.fileno(), events)
-        self._poll.register(self._wake, select.POLLIN)
-
     # -- run -----------------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
@@ -166,7 +113,10 @@ class Daemon:
         service.raise_descriptor_limit()
         sys.setswitchinterval(0.0005)  # the thread that senses must not wait 5 ms for one that packs a batch
         now_ms = _now_ms()
-        self._open_sensors(now_ms)
+        agent = self._site.agent
+        protect = [each.path for each in agent.protect]
+        self._senses = Senses(protect, agent.media.simulated_dir, self._guard, self._take, self._core.watches, now_ms)
+        self._senses.also_poll(self._wake)
         self._open_door()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
@@ -195,12 +145,12 @@ class Daemon:
         if self._listener is not None:
             if Path(self._site.agent.state_dir, "agent.sock").exists():
                 return
-            self._poll.unregister(self._listener)
+            self._senses.poll_no_more(self._listener.fileno())
             self._listener.close()
             self._listener = None
         with contextlib.suppress(OSError):  # the directory is gone or the disk full: tried again with the next tick
             self._listener = service.listen(self._site.agent.state_dir)
-            self._poll.register(self._listener, select.POLLIN)
+            self._senses.also_poll(self._listener.fileno())
 
     def _begin(self, now_ms: int) -> None:
         clean = self._spool.last_code() == "agent.stopped"
@@ -215,12 +165,7 @@ class Daemon:
         )
         if self._spool.previous or self._spool.last_code():
             self._take_all(self._guard.former_run(clean, now_ms))
-        self._look_for_trees(now_ms)
-        self._look_at_folders()
-        for name in ("mounts", "udev", "simulated", "sessions"):
-            if name in self._sensors:
-                self._take_all(self._sensors[name].drain(now_ms))
-        self._follow_media(now_ms, starting=True)
+        self._senses.begin(now_ms)
         self._tell_coverage(now_ms)
         self._guard.touch()
         self._hand_on(now_ms)
@@ -228,10 +173,9 @@ class Daemon:
 
     def turn(self) -> None:
         """One round: wait for something to read or for the next tick, take every fact, hand the events on."""
-        self._poll_holder()
         due_ms = min(self._last_tick + _TICK_MS, self._core.due_ms or 1 << 62)
-        wait_ms = max(0, min(_ATTENTIVE_STEP_MS if self._held else _TICK_MS, due_ms - _now_ms()))
-        ready = {fd for fd, _ in self._poll.poll(wait_ms)}
+        wait_ms = max(0, min(ATTENTIVE_STEP_MS if self._senses.attentive else _TICK_MS, due_ms - _now_ms()))
+        ready = self._senses.wait(wait_ms)
         now_ms = _now_ms()
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -240,117 +184,17 @@ class Daemon:
             service.answer(self._listener, self.status(now_ms))
         while self._inbox:
             self._take(self._inbox.popleft())
-        gone = self._media_came(ready, now_ms)
-        if self._files.fileno() in ready:
-            self._read_files(now_ms)  # before the process table: whoever did it may be about to end
-        self._take_all(gone)  # after the files: what was copied before the medium was pulled is in the queue by now
-        if gone:
-            self._follow_media(now_ms)
-        self._read_processes(now_ms)
-        self._look_again(now_ms)
+        self._senses.gather(ready, now_ms)
         if now_ms - self._last_tick >= _TICK_MS or now_ms < self._last_tick:
             self._tick(now_ms)
         elif self._core.due_ms is not None and now_ms >= self._core.due_ms:
             self._take(facts.Tick(at_ms=now_ms))
         self._hand_on(now_ms)
 
-    def _media_came(self, ready: set[int], now_ms: int) -> list[Fact]:
-        """Take what tells of media that came, before their files are read; return what tells of those that went."""
-        told: list[Fact] = []
-        for name in ("mounts", "udev", "simulated"):
-            sensor = self._sensors.get(name)
-            if sensor is not None and sensor.fileno() in ready:
-                told += sensor.drain(now_ms)
-                if name == "mounts":
-                    self._look_for_trees(now_ms)
-                    told += self._simulated.look(now_ms) if self._simulated else ()
-                self._look_at_folders()
-        gone: list[Fact] = [fact for fact in told if isinstance(fact, facts.Unmounted | facts.Unplugged)]
-        if told:
-            self._take_all(fact for fact in told if fact not in gone)
-            self._follow_media(now_ms)
-        self._mounts_at = now_ms
-        return gone
-
-    def _poll_holder(self) -> None:
-        """The process that holds comes and goes with the media, and its socket with it."""
-        fd = self._holder.fileno() if self._holder is not None else -1
-        if fd == self._polled_holder:
-            return
-        if self._polled_holder >= 0:
-            with contextlib.suppress(KeyError, OSError):
-                self._poll.unregister(self._polled_holder)
-        if fd >= 0:
-            self._poll.register(fd, select.POLLIN)
-        self._polled_holder = fd
-        if self._holder is not None and isinstance(self._files, Fanotify):
-            self._files.ignore = {os.getpid(), self._holder.pid}
-
-    def _read_processes(self, now_ms: int) -> None:
-        for fact in self._processes.drain(now_ms):
-            if isinstance(fact, facts.ProcGone):
-                self._told_process.pop(fact.pid, None)
-            self._take(fact)
-        self._held_first(now_ms)
-
-    def _held_first(self, now_ms: int) -> None:
-        if self._holder is None:
-            return
-        for fact in self._holder.drain(now_ms):
-            if isinstance(fact, facts.ProcSeen):
-                fact.process = self._processes.learn(fact.process, now_ms)
-                self._told_process[fact.process.pid] = fact.process
-                self._held[fact.process.pid] = now_ms + _ATTENTIVE_MS
-            self._take(fact)
-
-    def _look_again(self, now_ms: int) -> None:
-        """A shell's child is held at its redirection, before its exec: what it became is worth a second look."""
-        for pid, until_ms in list(self._held.items()):
-            if self._processes.changed(pid):
-                self._on_pid(pid)
-            if now_ms >= until_ms or now_ms < until_ms - _ATTENTIVE_MS:
-                del self._held[pid]
-
-    def _read_files(self, now_ms: int) -> None:
-        self._new_pids = False
-        self._take_all(self._files.drain(now_ms, self._on_pid))
-        if not self._new_pids:
-            self._hand_on(now_ms)
-            time.sleep(_GATHER_S)  # nobody new: let the kernel merge and queue; each wake is paid by whoever opens
-
-    def _on_pid(self, pid: int) -> None:
-        """A pid in a buffer that was just read: look at it before anything else, it may be about to end."""
-        now_ms = _now_ms()
-        if pid not in self._told_process:
-            self._held_first(now_ms)  # whoever was held is told of before its open is allowed
-        process = self._processes.look(pid, now_ms)
-        if self._told_process.get(pid) is process:
-            return
-        self._new_pids = True
-        self._told_process[pid] = process
-        self._take(facts.ProcSeen(at_ms=now_ms, process=process))
-        elsewhere = list(self._mounts.also(pid, now_ms))  # what a container mounted for itself
-        if elsewhere:
-            self._take_all(elsewhere)
-            self._follow_media(now_ms)
-
     def _tick(self, now_ms: int) -> None:
         self._last_tick = now_ms
         self._open_door()
-        self._take_all(self._guard.drain(now_ms))
-        self._take_all(self._sensors["sessions"].drain(now_ms))
-        if self._simulated:
-            self._take_all(self._simulated.drain(now_ms))
-            self._look_at_folders()
-        self._take_all(self._files.grown(now_ms))
-        self._ticks += 1
-        if self._ticks % _SWEEP_EVERY == 0:
-            self._take_all(self._files.sweep(now_ms))
-        if self._holder is not None:
-            self._holder.check(now_ms)
-        if now_ms - self._last_trees >= _TREES_EVERY_MS or now_ms < self._last_trees:
-            self._look_for_trees(now_ms)
-        self._follow_media(now_ms)
+        self._senses.tick(now_ms)
         self._tell_coverage(now_ms)
         self._take(facts.Tick(at_ms=now_ms))
         if now_ms - self._last_summary >= _SUMMARY_EVERY_MS or now_ms < self._last_summary:
@@ -391,42 +235,14 @@ class Daemon:
         with contextlib.suppress(BlockingIOError):  # full: it rings anyway
             os.write(self._bell, b"!")
 
-    def _look_for_trees(self, now_ms: int) -> None:
-        self._last_trees = now_ms
-        self._watching.protect([each.path for each in self._site.agent.protect])
-
-    def _look_at_folders(self) -> None:
-        if self._simulated is not None:
-            self._watching.expect(self._simulated.folders())
-
-    def _follow_media(self, now_ms: int, starting: bool = False) -> None:
-        since_ms = None if starting else self._mounts_at
-        self._take_all(self._watching.follow(self._core.watches(), now_ms, since_ms))
-        self._wake_on_exec(not self._watching.all_held)
-
-    def _wake_on_exec(self, wanted: bool) -> None:
-        """While a medium is there whose openers can't be held (a folder plays it), programs are looked at when they start."""
-        fd = self._processes.wake_fd
-        if wanted == self._processes.eager or fd < 0:
-            return
-        self._processes.eager = wanted
-        if wanted:
-            self._poll.register(fd, select.POLLIN)
-        else:
-            self._poll.unregister(fd)
-
-    def _tell_coverage(self, now_ms: int) -> None:
-        for sensor in self._sensors.values():
-            self._tell_if_new(sensor.coverage(now_ms))
-        for said in self._own_coverage(now_ms):
-            self._tell_if_new(said)
-
-    def _own_coverage(self, now_ms: int) -> Iterator[facts.Coverage]:
-        yield from self._watching.coverage(now_ms)
-        if self._no_udev:
-            yield facts.Coverage(at_ms=now_ms, sensor="udev", ok=False, blind=["devices"], why=self._no_udev)
+    def _coverage(self, now_ms: int) -> Iterator[facts.Coverage]:
+        yield from self._senses.coverage(now_ms)
         blind = ["config_refused"] if self._config_error else []
         yield facts.Coverage(at_ms=now_ms, sensor="config", ok=not blind, blind=blind, why=self._config_error)
+
+    def _tell_coverage(self, now_ms: int) -> None:
+        for said in self._coverage(now_ms):
+            self._tell_if_new(said)
 
     def _tell_if_new(self, said: facts.Coverage) -> None:
         """What is not seen, once; and again when a sensor fails, fails otherwise, or is whole again."""
@@ -444,10 +260,7 @@ class Daemon:
     def status(self, now_ms: int) -> dict[str, Any]:
         """What `status`, `media` and the pytest fixtures read."""
         sending = self._sender.status()
-        coverage = [
-            *(sensor.coverage(now_ms) for sensor in self._sensors.values()),
-            *self._own_coverage(now_ms),
-        ]
+        coverage = list(self._coverage(now_ms))
         blind = sorted({code for each in coverage if not each.ok for code in each.blind})
         return {
             "running": True,
@@ -457,8 +270,8 @@ class Daemon:
             "name": self._site.agent.name or socket.gethostname(),
             "mode": self._site.agent.mode,
             "pid": os.getpid(),
-            "protected": [{"path": path, "watched": watched} for path, watched in self._watching.trees.items()],
-            "watched_media": self._watching.media,
+            "protected": [{"path": path, "watched": watched} for path, watched in self._senses.watching.trees.items()],
+            "watched_media": self._senses.watching.media,
             "blind": blind,
             "sensors": [
                 {"name": each.sensor, "ok": each.ok, "sees": each.sees, "blind": each.blind, "why": each.why}
@@ -469,7 +282,7 @@ class Daemon:
             "spool": self._spool.stats(),
             "collector": sending,
             "counts": self._core.counts(),
-            "memory_kib": self._memory_kib(),
+            "memory_kib": service.pss_kib(self._senses.pids),
         }
 
     def _summary(self) -> dict[str, Any]:
@@ -478,13 +291,9 @@ class Daemon:
             "sensors": {each.sensor: each.ok for each in self._told_coverage.values()},
             "waiting": self._recorder.waiting,
             "counts": self._core.counts(),
-            "memory_kib": self._memory_kib(),
+            "memory_kib": service.pss_kib(self._senses.pids),
             "cpu_ms": int((usage.ru_utime + usage.ru_stime) * 1000),
         }
-
-    def _memory_kib(self) -> int:
-        """PSS of the agent and of the process that holds, in KiB."""
-        return service.pss_kib([os.getpid(), *([self._holder.pid] if self._holder is not None and self._holder.pid else [])])
 
     def _on_stop(self, *_: object) -> None:
         self._stopping = True
@@ -506,15 +315,15 @@ class Daemon:
         site.agent.state_dir, site.agent.collector = self._site.agent.state_dir, self._site.agent.collector
         self._site = site
         self._core.reconfigure(core_config(site, self._identity.agent))
-        self._look_for_trees(now_ms)
+        self._senses.protect = [each.path for each in site.agent.protect]
+        self._senses.look_for_trees(now_ms)
         self._take(facts.Config(at_ms=now_ms, config_digest=site.digest, mode=site.agent.mode))
         service.notify("READY=1")
 
     def _end(self, talkers: list[threading.Thread]) -> bool:
         """Take what the kernel still has to tell, record it, and say that we stop. False if it could not be recorded."""
         now_ms = _now_ms()
-        self._read_processes(now_ms)
-        self._take_all(self._files.drain(now_ms, self._on_pid))
+        self._senses.last(now_ms)
         self._take(facts.Stopping(at_ms=_now_ms()))
         self._hand_on(now_ms)
         recorded = self._recorder.close(_STOP_WITHIN_S)
@@ -522,8 +331,7 @@ class Daemon:
         self._sender.wake()
         for talker in talkers:
             talker.join(_STOP_WITHIN_S)
-        for sensor in self._sensors.values():
-            sensor.close()
+        self._senses.close()
         if self._listener is not None:
             self._listener.close()
         Path(self._site.agent.state_dir, "agent.sock").unlink(missing_ok=True)
