@@ -111,6 +111,7 @@ class Daemon:
     def run(self) -> int:
         """Watch until SIGTERM or SIGINT; then record what is known, say so, and return 0."""
         service.raise_descriptor_limit()
+        service.share_one_heap()
         sys.setswitchinterval(0.0005)  # the thread that senses must not wait 5 ms for one that packs a batch
         now_ms = _now_ms()
         agent = self._site.agent

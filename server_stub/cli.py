@@ -7,6 +7,7 @@ imported only when asked for, so that `--help` is quick. Must not know: SQL, rou
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,11 @@ def _asking() -> argparse.ArgumentParser:
     return asking
 
 
+def _table_or_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="a table, or one JSON object a line")
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
+
+
 def _filters(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("filters (all that are given must hold)")
     when = '"-1h", "today", "yesterday", "2026-11-23", "2026-11-23 10:00"'
@@ -55,7 +61,7 @@ def _register(sub: Any, asking: argparse.ArgumentParser) -> None:
         dest="act", required=True, metavar="ACT"
     )
     listing = media.add_parser("list", parents=[asking], help="every medium in the register")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    _table_or_json(listing)
     approve = media.add_parser("approve", parents=[asking], help="approve a medium")
     approve.add_argument("key", nargs="?", metavar="KEY", help="the medium's key, as events carry it")
     approve.add_argument("--from-event", metavar="UID", help="take the key from this event")
@@ -87,7 +93,7 @@ def _tokens(sub: Any, asking: argparse.ArgumentParser) -> None:
     create.add_argument("--until", default="", metavar="TIME", help="when it ends (default: never)")
     create.add_argument("--note", default="", metavar="TEXT", help="what it is for; acts are recorded under this name")
     listing = token.add_parser("list", parents=[asking], help="all tokens (never the tokens themselves)")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    _table_or_json(listing)
     revoke = token.add_parser("revoke", parents=[asking], help="end one")
     revoke.add_argument("id", metavar="ID", help='as "token list" shows it')
 
@@ -121,15 +127,46 @@ def parser() -> argparse.ArgumentParser:
         _filters(each)
         each.add_argument("--lang", choices=("en", "ja"), help="language of the lines (default: from the locale)")
     agents = sub.add_parser("agents", parents=[asking], help="the machines: last heard, version, what they do not see")
-    agents.add_argument("--json", action="store_true", help="one JSON object a line")
+    _table_or_json(agents)
     _register(sub, asking)
     _tokens(sub, asking)
     return top
 
 
+def _joined(argv: list[str]) -> list[str]:
+    """`argv` with times like "-30d" joined to the option before them: argparse would take them for options."""
+    done: list[str] = []
+    for word in argv:
+        before = done[-1] if done else ""
+        if "--" in done or not re.fullmatch(r"-[0-9]+[a-z]+", word):
+            done.append(word)
+        elif len(before) > 3 and any(name.startswith(before) for name in ("--since", "--until")):
+            done[-1] = f"{before}={word}"
+        elif re.fullmatch(r"-[a-zA-Z]*[SU]", before):
+            done[-1] = before + word
+        else:
+            done.append(word)
+    return done
+
+
+def _unreadable(args: argparse.Namespace) -> str:
+    """The first argument that is not UTF-8, shown harmlessly; empty if there is none. Names of files may be any bytes."""
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            if name not in ("config", "ca_file", "file", "output") and isinstance(text, str):
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    return ascii(text)[:60]
+    return ""
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code."""
-    args = parser().parse_args(argv)
+    args = parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    if spoiled := _unreadable(args):
+        print(f"sekisho-collector: the argument {spoiled} is not UTF-8; write it in UTF-8", file=sys.stderr)
+        return 2
     from server_stub.client import Failed
     from server_stub.config import ConfigError
     from server_stub.query import BadQuery

@@ -14,12 +14,15 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from server_stub.config import Settings, is_loopback, short_path
+
+if TYPE_CHECKING:
+    from server_stub.collector import Collector
 
 TIMEOUT_S = 40.0
 """Above the stream's keep-alive, so a silent line is a dead one."""
@@ -86,17 +89,21 @@ class Networked(Client):
     def __init__(self, url: str, token: str = "", ca_file: str = "", local: Path | None = None) -> None:
         self.url, self.token, self.local = url, token, local
         self.where = str(local) if local else url
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise Failed(f"{ascii(url)} is no URL; its port must be a number, like https://collector.example:8443") from None
+        if not (url.isascii() and url.isprintable()):
+            raise Failed(f"{ascii(url)} is no URL; write it in plain ASCII, like https://collector.example:8443")
+        if not (token.isascii() and token.isprintable()):
+            raise Failed("the token holds characters that no token has; give it as it was printed when it was made")
         if not local and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise Failed(f'"{url}" is no URL of a collector; write it like https://collector.example:8443')
         if not local and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise Failed(f'"{url}" would send the token unprotected; use https://')
-        self.host, self.port, self.tls, self.base = (
-            parts.hostname or "",
-            parts.port,
-            parts.scheme == "https",
-            parts.path.rstrip("/"),
-        )
+        self.host, self.port = parts.hostname or "", port
+        self.tls, self.base = parts.scheme == "https", parts.path.rstrip("/")
         try:
             self.context = ssl.create_default_context(cafile=ca_file or None) if self.tls else None
         except OSError as error:
@@ -123,6 +130,8 @@ class Networked(Client):
             if answer.status >= 400:
                 raise _said(answer.status, answer.read(1 << 20))
             yield answer
+        except http.client.IncompleteRead:
+            raise Failed(f"{self.where}: the answer broke off, what came of it is not all; ask again") from None
         except (OSError, http.client.HTTPException) as error:
             raise Failed(f"{self.where}: the collector does not answer ({error or type(error).__name__})") from None
         finally:
@@ -136,8 +145,15 @@ class Networked(Client):
     def lines(self, target: str, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """See Client."""
         with self._answer("GET", target, None, headers) as answer:
-            while line := answer.readline():
-                yield line.rstrip(b"\r\n")
+            rest, left = b"", answer.length
+            # Not readline(): it takes a chunked body that ends early for whole. read1() does so if there is a length.
+            while part := answer.read1(1 << 16):
+                left = None if left is None else left - len(part)
+                *whole, rest = (rest + part).split(b"\n")
+                for line in whole:
+                    yield line.rstrip(b"\r")
+            if rest or left:
+                raise http.client.IncompleteRead(rest, left)
 
 
 class Direct(Client):
@@ -189,12 +205,21 @@ class Direct(Client):
                 await asyncio.Event().wait()
             return waiting.pop()
 
+        async def run(collector: "Collector") -> None:
+            try:
+                await create_app(collector, local=True)(scope, receive, made.put)
+            except Exception as error:
+                # After the first byte of an answer there is no status left to say it with.
+                await made.put(error)
+
         async with opened(self.settings) as collector:
-            running = asyncio.create_task(create_app(collector, local=True)(scope, receive, made.put))
+            running = asyncio.create_task(run(collector))
             try:
                 status, told, more = 0, b"", True
                 while more:
                     message = await made.get()
+                    if isinstance(message, Exception):
+                        raise Failed(f"{self.where}: the answer broke off, what came of it is not all ({message})")
                     status = message.get("status", status)
                     more = message["type"] == "http.response.start" or message.get("more_body", False)
                     told = message.get("body", b"")

@@ -12,6 +12,8 @@ import fcntl
 import logging
 import os
 import socket
+import stat
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,34 +52,70 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def load_key(path: Path) -> SigningKey:
-    """The log's signing key (base64 of its 32-byte seed, one line), made if missing. Raises ConfigError."""
+def _make_key(path: Path) -> None:
+    """A new key at `path`, whole or not at all, however this ends; one that is there already stays. Raises OSError."""
+    handle, made = tempfile.mkstemp(prefix=".signing-", dir=path.parent)
     try:
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(base64.b64encode(os.urandom(32)) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except FileExistsError:
-            pass
-        return SigningKey(base64.b64decode(path.read_text("ascii"), validate=False))
+        with os.fdopen(handle, "wb") as file:
+            file.write(base64.b64encode(os.urandom(32)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        os.unlink(made)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def load_key(path: Path) -> SigningKey:
+    """The log's signing key (base64 of its 32-byte seed, one line), made if missing. Raises ConfigError.
+
+    It may be root's and be lent to our group (0640), so that a service reads what it can't change.
+    """
+    try:
+        if not path.exists():
+            _make_key(path)
+        with path.open("rb") as file:
+            held, text = os.fstat(file.fileno()), file.read(256)
     except OSError as error:
         raise ConfigError(f"{path}: the signing key can't be read or made ({error.strerror}); see to its directory") from None
+    if held.st_mode & 0o037 or held.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{path}: others may use the signing key (owner {held.st_uid}, mode {stat.S_IMODE(held.st_mode):04o});"
+            " make it yours and chmod 600 it"
+        )
+    try:
+        return SigningKey(base64.b64decode(text, validate=False))
     except Exception:
         raise ConfigError(f"{path}: is not a signing key (base64 of 32 bytes); restore it from your backup") from None
+
+
+def _lock_file(settings: Settings) -> int:
+    """The open lock in a directory that is ours alone. Raises ConfigError."""
+    state_dir = settings.state_dir
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = state_dir.stat()
+        if held.st_mode & 0o077:
+            raise ConfigError(
+                f"{state_dir}: is open to others (mode {stat.S_IMODE(held.st_mode):04o}), who could read the events or stop"
+                f" the collector; run: chmod 700 {state_dir}"
+            )
+        lock = os.open(settings.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.fchmod(lock, 0o600)
+        return lock
+    except OSError as error:
+        raise ConfigError(f"{state_dir}: can't be used ({error.strerror}); run as the collector's user, or as root") from None
 
 
 @contextlib.contextmanager
 def locked(settings: Settings, patience_s: float) -> Any:
     """Be the one process that writes this store. Raises ConfigError if another one is for longer than `patience_s`."""
-    try:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = settings.lock.open("a")
-    except OSError as error:
-        raise ConfigError(
-            f"{settings.state_dir}: can't be used ({error.strerror}); run as the collector's user, or as root"
-        ) from None
-    with file:
+    with os.fdopen(_lock_file(settings), "r+") as file:
         until = time.monotonic() + patience_s
         while True:
             try:
@@ -88,6 +126,16 @@ def locked(settings: Settings, patience_s: float) -> Any:
                     raise ConfigError(f"{settings.state_dir}: another collector works on this store; stop it first") from None
                 time.sleep(0.05)
         yield
+
+
+@contextlib.contextmanager
+def _private() -> Any:
+    """Whatever is made meanwhile is the owner's alone: SQLite's files beside the store, too."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 class Collector:
@@ -190,7 +238,7 @@ def _note(writer: Writer, found: list[fleet.Change], seen: list[tuple[int, str]]
 @asynccontextmanager
 async def opened(settings: Settings, patience_s: float = 5.0, now: Callable[[], int] = now_ms) -> AsyncIterator[Collector]:
     """A collector on its store, for as long as the context lasts. Raises ConfigError, StoreError."""
-    with locked(settings, patience_s):
+    with _private(), locked(settings, patience_s):
         collector = Collector(settings, now)
         watch: asyncio.Task[None] | None = None
         try:

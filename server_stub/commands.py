@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET
 
 from agent.contract import columns, show
-from agent.contract.event import read
+from agent.contract.event import Seen, read
 from agent.contract.words import BLIND, TEXTS, Language
 from server_stub import config, words
 from server_stub import query as grammar
@@ -65,17 +65,46 @@ def _params(args: argparse.Namespace) -> dict[str, str]:
     wanted = grammar.parse(given, now, zone)
     for name in ("since", "until"):
         if (at := getattr(wanted, name)) is not None:
-            given[name] = str(at)
+            # As many digits as tell milliseconds from a date like 20261123; no event is older than 1970.
+            given[name] = f"{max(at, 0):015d}"
     return {name: value for name, value in given.items() if value}
 
 
-class Printer:
-    """Events to stdout in one of the forms short, json, cat."""
+class Names:
+    """The names that agents enrolled with, by id: what an event calls its host is only what that agent says.
 
-    def __init__(self, form: str, lang: Language) -> None:
-        self.form, self.lang, self.zone = form, lang, local_zone()
+    Asked for once, and again for an id that is new since; not of the store itself, which can answer one thing at a time.
+    """
+
+    def __init__(self, asked: Client) -> None:
+        self.asked = asked
+        self.known = self._ask()
+
+    def _ask(self) -> dict[str, str]:
+        names: dict[str, str] = self.asked.get("/v1/agents?only=names").get("names", {})
+        return names
+
+    def of(self, seen: Seen) -> dict[str, str]:
+        """The table, good for this event. Raises Failed."""
+        agent = str(seen.device.get("uid"))
+        if agent not in self.known and not isinstance(self.asked, Direct):
+            # "" is nobody's name: the collector's own id is asked for once, too.
+            self.known = {agent: "", **self.known, **self._ask()}
+        return self.known
+
+
+class Printer:
+    """Events to stdout in one of the forms short, json, cat. `names` is for the first of them."""
+
+    def __init__(self, form: str, lang: Language, names: Names | None = None) -> None:
+        self.form, self.lang, self.zone, self.names = form, lang, local_zone(), names
         self.terminal = sys.stdout.isatty()
         self.colour = self.terminal and not os.environ.get("NO_COLOR")
+
+    def know(self, asked: Client) -> None:
+        """Have `asked` say what machines are called, if the form shows it. Raises Failed."""
+        if self.form == "short":
+            self.names = Names(asked)
 
     def event(self, raw: bytes) -> None:
         """One event, at once."""
@@ -84,8 +113,15 @@ class Printer:
         elif self.form == "cat":
             text = self._sentence(raw)
         else:
-            text = show.line(raw, lang=self.lang, zone=self.zone, colour=self.colour, width=self._width())
+            text = self._line(raw)
         say(text)
+
+    def _line(self, raw: bytes) -> str:
+        event: bytes | Seen = raw
+        with contextlib.suppress(msgspec.MsgspecError):  # what is no event is shown as that
+            event = read(raw)
+        names = self.names.of(event) if self.names and isinstance(event, Seen) else None
+        return show.line(event, lang=self.lang, zone=self.zone, colour=self.colour, width=self._width(), names=names)
 
     def gap(self, data: bytes) -> None:
         """Something was skipped: said where the events are, so that nobody overlooks it."""
@@ -130,8 +166,10 @@ def tail(args: argparse.Namespace) -> int:
     params, printer = _params(args), Printer(args.output, language(args))
     if not args.follow:
         if args.lines:
+            asked = client(args)
+            printer.know(asked)
             answer = msgspec.json.decode(
-                _get(client(args), "/v1/events", {**params, "limit": args.lines, "order": "desc"}), type=_Page
+                _get(asked, "/v1/events", {**params, "limit": args.lines, "order": "desc"}), type=_Page
             )
             for raw in reversed(answer.events):
                 printer.event(bytes(raw))
@@ -159,6 +197,7 @@ class _Follower:
         """Follow until the connection ends; raise Failed only if trying again is of no use."""
         try:
             asked = client(self.args)
+            self.printer.know(asked)
             if isinstance(asked, Direct):
                 self._stored(asked)
                 raise Failed(f"{asked.where}: no collector is served here")
@@ -214,13 +253,14 @@ def query(args: argparse.Namespace) -> int:
     if args.group_by:
         return _counts(args, params, asked)
     limit: dict[str, Any] = {"limit": args.lines} if args.lines else {}
+    names = Names(asked) if args.output != "json" else None
     lines = asked.lines("/v1/events?" + urlencode({**params, **limit}), {"Accept": "application/x-ndjson"})
     if args.output in ("short", "json"):
-        printer = Printer(args.output, language(args))
+        printer = Printer(args.output, language(args), names)
         for raw in lines:
             printer.event(raw)
         return 0
-    rows = (_row(raw) for raw in lines)
+    rows = (_row(raw, names) for raw in lines)
     if args.output == "csv":
         writer = csv.writer(sys.stdout)
         writer.writerow(HEADS)
@@ -247,7 +287,7 @@ HEADS = [
 ]
 
 
-def _row(raw: bytes) -> list[Any]:
+def _row(raw: bytes, names: Names | None) -> list[Any]:
     seen = read(raw)
     ours = seen.unmapped.sekisho
     medium, process, protected = ours.medium, ours.process, ours.protected
@@ -259,7 +299,7 @@ def _row(raw: bytes) -> list[Any]:
     return [
         at,
         seen.severity_id,
-        show.machine(seen),
+        show.machine(seen, names.of(seen) if names else None),
         show.who(seen),
         seen.metadata.event_code,
         protected.label if protected is not UNSET else None,
@@ -303,7 +343,7 @@ def _json_lines(rows: list[Any]) -> int:
 def agents(args: argparse.Namespace) -> int:
     """The machines."""
     rows = client(args).get("/v1/agents")["agents"]
-    if args.json:
+    if args.output == "json":
         return _json_lines(rows)
     zone, lang = local_zone(), language(args)
     cells = []
@@ -342,7 +382,7 @@ def token_create(args: argparse.Namespace) -> int:
 def token_list(args: argparse.Namespace) -> int:
     """All tokens."""
     rows = client(args).get("/v1/tokens")["tokens"]
-    if args.json:
+    if args.output == "json":
         return _json_lines(rows)
     zone, lang = local_zone(), language(args)
     cells = []

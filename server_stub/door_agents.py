@@ -14,6 +14,7 @@ from starlette.responses import Response
 from agent.contract import wire
 from server_stub import auth, intake, query, tail
 from server_stub.answers import Refused, answer, body_of, decoded
+from server_stub.collector import Enrolled
 from server_stub.commit import Busy, Conflict
 from server_stub.door import SMALL_BODY, Door
 
@@ -40,17 +41,17 @@ class AgentDoor(Door):
         register = msgspec.Raw(msgspec.json.encode(self.c.register))
         return answer(wire.Enrolled(agent, base64.b64encode(bytes(self.c.key.verify_key)).decode(), register))
 
-    def _agent(self, request: Request) -> tuple[str, bytes]:
+    def _agent(self, request: Request) -> tuple[str, Enrolled]:
         agent = request.headers.get("sekisho-agent", "")
         known = self.c.agents.get(agent)
         if known is None:
             why = "the header Sekisho-Agent is missing" if not agent else "this agent is not known here"
             raise Refused(401, f"{why}; enrol it with: sekisho-agent enroll URL --token TOKEN", {"Connection": "close"})
-        return agent, known.key
+        return agent, known
 
     async def batches(self, request: Request) -> Response:
         """POST /v1/batches."""
-        agent, key = self._agent(request)
+        agent, known = self._agent(request)
         encoding = request.headers.get("content-encoding", "gzip").lower()
         if encoding not in ("gzip", "identity"):
             raise Refused(415, f'the encoding "{encoding[:20]}" is not known; send gzip', {"Connection": "close"})
@@ -65,7 +66,9 @@ class AgentDoor(Door):
         try:
             body = await body_of(request, wire.MAX_BODY_BYTES)
             packed = encoding == "gzip" and body[:1] == b"\x1f"
-            batch = await self.c.loop.run_in_executor(self.c.verifiers, intake.examine, body, packed, agent, key)
+            batch = await self.c.loop.run_in_executor(
+                self.c.verifiers, intake.examine, body, packed, agent, known.key, known.name
+            )
             result, receipt = await self.c.change(lambda writer: writer.take(batch), len(batch.rows))
             self.c.heard(agent)
             self.c.batches[result if batch.rows else "heartbeat"] += 1
@@ -89,14 +92,14 @@ class AgentDoor(Door):
 
     async def register(self, request: Request) -> Response:
         """GET /v1/register?after=VERSION: 200 once newer, 204 if not within POLL_S."""
-        agent, key = self._agent(request)
+        agent, known = self._agent(request)
         after = query.parse_number(request.query_params.get("after"), "after", 0, 0, 1 << 53)
         target = request.scope["raw_path"].decode("ascii")
         if request.scope["query_string"]:
             target += "?" + request.scope["query_string"].decode("ascii", "replace")
         head = request.headers
         time_ms, sig = head.get("sekisho-time", ""), head.get("sekisho-signature", "")
-        auth.check_request(key, target, agent, time_ms, sig=sig, now_ms=self.c.now())
+        auth.check_request(known.key, target, agent, time_ms, sig=sig, now_ms=self.c.now())
         deadline = self.c.loop.time() + POLL_S
         while True:
             rung = self.c.register_bell.next()

@@ -38,7 +38,7 @@ class ReaderDoor(Door):
         if NDJSON in request.headers.get("accept", ""):
             limit = query.parse_number(params.get("limit"), "limit", 1 << 53, 1, 1 << 53)
             lines = self._all(wanted, after, order == "desc", limit)
-            return StreamingResponse(self._while_allowed(request, lines), media_type=NDJSON)
+            return StreamingResponse(self._while_allowed(request, lines, whole=True), media_type=NDJSON)
         limit = query.parse_number(params.get("limit"), "limit", query.DEFAULT_LIMIT, 1, query.MAX_LIMIT)
         sql, values = query.sql(wanted, after=after, descending=order == "desc", limit=limit + 1)
         rows = await self.c.rows(sql, values)
@@ -82,8 +82,13 @@ class ReaderDoor(Door):
         allowed = self._while_allowed(request, self._counted(frames))
         return StreamingResponse(allowed, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    async def _while_allowed(self, request: Request, parts: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-        """The parts of a stream until its token is revoked or has expired."""
+    async def _while_allowed(
+        self, request: Request, parts: AsyncGenerator[bytes, None], whole: bool = False
+    ) -> AsyncIterator[bytes]:
+        """The parts of a stream until its token is revoked or has expired.
+
+        One that has an end of its own (`whole`) is then broken off, not ended: nobody may take the part for all of it.
+        """
         asked_at = self.c.loop.time()
         async with aclosing(parts):
             async for part in parts:
@@ -91,6 +96,8 @@ class ReaderDoor(Door):
                     try:
                         await self.caller(request, "read")
                     except (auth.NotAllowed, StoreError):
+                        if whole:
+                            raise
                         return
                     asked_at = self.c.loop.time()
                 yield part
@@ -145,8 +152,10 @@ class ReaderDoor(Door):
         return answer({"from": old, "to": new, "path": [base64.b64encode(step).decode() for step in path]})
 
     async def agents(self, request: Request) -> Response:
-        """GET /v1/agents."""
+        """GET /v1/agents; with ?only=names, no more than the name of each."""
         await self.caller(request, "read")
+        if request.query_params.get("only") == "names":
+            return answer({"names": {agent: known.name for agent, known in self.c.agents.items()}})
         enrolled = dict(await self.c.rows("SELECT agent, enrolled_at FROM agents"))
         latest: dict[str, dict[str, bytes]] = {}
         sql = "SELECT latest.agent, latest.code, raw FROM latest JOIN events USING (pos)"

@@ -9,19 +9,23 @@ The head's signature is checked before the rest is even unpacked: a stranger's g
 """
 
 import hashlib
+import re
 import zlib
 from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
-from agent.contract import chain, wire
+from agent.contract import chain, codes, wire
 from agent.contract.event import Seen, read
 
 MAX_HEAD_BYTES = 4096
 LATEST_MS = 1 << 53
 """Times beyond are no times: JSON readers of others could not hold them."""
 
+
+OURS = frozenset({"agent.silent", "agent.back", "review.decided", "register.changed", "record.viewed"})
+"""Codes of what the collector notices and people do to it: no agent may say so in its place."""
 
 Blob = bytes
 """`Row` has a field named `bytes`, as the contract does."""
@@ -174,10 +178,14 @@ def _misplaced(seen: Seen, head: wire.Head, seq: int, prev: bytes) -> str | None
         return "says another epoch"
     if sekisho.prev != prev.hex():
         return "says another prev"
-    if seen.device.get("uid", head.agent) != head.agent:
-        return "says it is of another machine (device.uid)"
+    if seen.device.get("uid") != head.agent:
+        return "does not say it is of this machine (device.uid)"
     if not 1 <= len(seen.metadata.uid) <= 128 or not 1 <= len(seen.metadata.event_code) <= 64:
         return "has no usable uid or event_code"
+    if seen.metadata.event_code in OURS:
+        return f"is a {seen.metadata.event_code}, which only the collector makes"
+    if seen.metadata.event_code not in codes.CODES and not re.match(r"copy\..", seen.metadata.event_code):
+        return "has an event_code that is not known here"
     if not 0 <= seen.severity_id <= 99 or not 0 <= seen.time <= LATEST_MS:
         return "has an impossible time or severity"
     taken = sekisho.bytes
@@ -201,8 +209,11 @@ def head_of(body: bytes, packed: bool, agent: str, public_key: bytes) -> wire.He
     return head
 
 
-def examine(body: bytes, packed: bool, agent: str, public_key: bytes) -> Examined:
-    """Unpack and check a batch as sent by `agent`, whose Ed25519 key is `public_key`. Raises Bad."""
+def examine(body: bytes, packed: bool, agent: str, public_key: bytes, name: str = "") -> Examined:
+    """Unpack and check a batch as sent by `agent`, whose Ed25519 key is `public_key`. Raises Bad.
+
+    Its events are found under the `name` it enrolled with, whatever they call their host.
+    """
     head_of(body, packed, agent, public_key)
     text = unpack(body, packed, wire.MAX_BATCH_BYTES)
     if len(text) > wire.MAX_BATCH_BYTES:
@@ -239,7 +250,8 @@ def examine(body: bytes, packed: bool, agent: str, public_key: bytes) -> Examine
         if wrong:
             raise Bad(422, f"event {seq} {wrong}")
         link = sha256(link + sha256(line).digest()).digest()
-        rows.append(_row(seen, agent, line, leaf, link))
+        row = _row(seen, agent, line, leaf, link)
+        rows.append(row._replace(host=name) if name else row)
     if link.hex() != head.hash:
         raise Bad(422, "the head's hash is not that of its events")
     return Examined(head, prev, link, rows)

@@ -86,6 +86,11 @@ def parse_severity(text: str) -> int:
     return numbers[text.lower()]
 
 
+def _codes(text: str) -> list[str]:
+    """The event codes, or beginnings of them, of a list with commas."""
+    return [code for each in text.split(",") if (code := each.strip())]
+
+
 def parse(values: Mapping[str, str], now_ms: int, zone: tzinfo | None) -> Filter:
     """The filter in a mapping of texts (a query string, arguments); empty texts are not given. Raises BadQuery."""
     got: dict[str, Any] = {}
@@ -95,6 +100,8 @@ def parse(values: Mapping[str, str], now_ms: int, zone: tzinfo | None) -> Filter
             continue
         if len(text) > MAX_TEXT or "\0" in text:
             raise BadQuery(f'"{name}" is too long or holds a NUL; shorten it')
+        if name == "event" and not _codes(text):
+            raise BadQuery('"event" names no event code; write it like "file.copied_out" or "copy.*,medium.*"')
         if name in ("since", "until"):
             got[name] = parse_time(text, now_ms, zone)
         else:
@@ -141,7 +148,7 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
         terms.append(f"medium IN ({keys} UNION {serials})")
         values += [_like(wanted.medium) + "%"] * 2
     if wanted.event is not None:
-        codes = [code for code in wanted.event.split(",") if code]
+        codes = _codes(wanted.event)
         each = " OR ".join("text LIKE ? ESCAPE '\\'" if code.endswith("*") else "text = ?" for code in codes)
         terms.append(f"code IN (SELECT id FROM names WHERE {each or '0'})")  # noqa: S608 - constants
         values += [_like(code[:-1]) + "%" if code.endswith("*") else code for code in codes]

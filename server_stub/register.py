@@ -34,7 +34,7 @@ def _entries(asked: Client) -> list[ApprovalEntry]:
 def listing(args: argparse.Namespace) -> int:
     """Every medium in the register."""
     rows = _entries(client(args))
-    if args.json:
+    if args.output == "json":
         for row in rows:
             say(msgspec.json.encode(row).decode())
         return 0

@@ -11,8 +11,8 @@ from ocsf_check import problems
 from agent.contract.event import path_text, read, seal
 from agent.core import facts
 from agent.core.limits import BUCKETS, Limits, WindowLimit
+from agent.core.masks import masked
 from agent.core.media import clean, clean_path
-from agent.core.people import masked
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir
 
 T = 1_767_225_600_000

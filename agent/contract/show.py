@@ -5,7 +5,7 @@ blindness are written, and colours. Every foreign text goes through `columns.har
 width are arguments. Must not know: terminals, files, where the event came from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from typing import Any
 
@@ -233,8 +233,11 @@ def who(seen: Seen) -> str:
     return harmless(name, 64) if isinstance(name, str) and name else "-"
 
 
-def machine(seen: Seen) -> str:
-    """The machine's name, else the beginning of its id."""
+def machine(seen: Seen, names: Mapping[str, str] | None = None) -> str:
+    """The machine's name, else the beginning of its id. One that `names` knows by its id is called so, and not otherwise."""
+    known = (names or {}).get(str(seen.device.get("uid")))
+    if known:
+        return harmless(known, 64)
     for key, limit in (("hostname", 64), ("uid", 12)):
         text = seen.device.get(key)
         if isinstance(text, str) and text:
@@ -243,12 +246,19 @@ def machine(seen: Seen) -> str:
 
 
 def line(
-    event: bytes | Seen, *, lang: Language = "en", zone: tzinfo | None = None, colour: bool = False, width: int | None = None
+    event: bytes | Seen,
+    *,
+    lang: Language = "en",
+    zone: tzinfo | None = None,
+    colour: bool = False,
+    width: int | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> str:
     """One event as one line: time, severity, machine, login user, what happened.
 
-    `zone` None is UTC. With a `width` (columns of a terminal) the fields stand in columns and the line is cut to fit;
-    without, single spaces and no cut. Bytes that are no event are shown as such, harmlessly.
+    `zone` None is UTC. With a `width` (columns of a terminal) the fields stand in columns; without, single spaces. What
+    happened is never cut: the decision stands at its end, and a terminal can wrap. `names`: see `machine`. Bytes that are
+    no event are shown as such, harmlessly, cut to the width.
     """
     texts = TEXTS[lang]
     try:
@@ -257,10 +267,10 @@ def line(
         raw = event if isinstance(event, bytes) else b""
         return fit(f"? {harmless(raw.decode('utf-8', 'replace'))}", width or 10_000)
     grade = texts.get(f"severity.{seen.severity_id}", SEVERITIES[5] if seen.severity_id > 5 else "-")
-    fields = [time_text(seen.time, zone), grade, machine(seen), who(seen)]
+    fields = [time_text(seen.time, zone), grade, machine(seen, names), who(seen)]
     if width is not None:
         fields = [pad(fields[0], 19), pad(fields[1], 8), pad(fit(fields[2], 24), 12), pad(fit(fields[3], 20), 10)]
-    text = fit(" ".join((*fields, what(seen, lang, zone))), width or 1 << 30)
+    text = " ".join((*fields, what(seen, lang, zone)))
     if not colour:
         return text
     start = len(fields[0])

@@ -1,18 +1,18 @@
 """The one room that knows OCSF's shape (schema 1.8.0): from what the core decided to `contract.event.Event`.
 
 Question: how is it said? Owns: which attribute carries what, profiles, the English titles of findings and messages, and
-privacy in writing: of unprotected files only extension and size, and no command line, which would name them. Must not
+privacy in writing: of unprotected files only extension and size; command lines only as `masks` lets them through. Must not
 know why something happened or what came before it. Parts that many events share (host, product, process, login) are
 encoded once: a storm of 50,000 copies is 50,000 small Structs around the same bytes.
 
 `actor.user` is the login user. If the kernel has none, no user is named: then `actor.process`, at least `actor.app_name`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType, structs
 
 from agent.contract.codes import CODES, COPY_LIMIT, INFO, OCSF_VERSION, PRODUCT, Attribution, Code
 from agent.contract.event import (
@@ -35,6 +35,7 @@ from agent.core.grading import Left
 from agent.core.history import Summary
 from agent.core.joins import Arrival
 from agent.core.limits import Passed
+from agent.core.masks import discreet, extension, unnamed
 from agent.core.media import Medium, Mount, clean
 from agent.core.people import Entry
 from agent.core.places import below
@@ -64,7 +65,7 @@ _COPIED_OUT = CODES["file.copied_out"]
 class _Spoken:
     """A process as JSON, in the forms that events need."""
 
-    __slots__ = ("actor", "login", "process", "process_bare")
+    __slots__ = ("_bare", "_candidates", "_discreet", "_entry", "actor", "login", "process", "process_bare")
 
     def __init__(self, entry: Entry) -> None:
         process = entry.process
@@ -94,6 +95,37 @@ class _Spoken:
         parents = [ParentInfo(pid=each.pid, exe=_spoken(each.exe)) for each in process.parents[:16]]
         bare.parents = parents or UNSET
         self.process = Raw(_encode(bare))
+        self._entry, self._bare = entry, bare
+        self._candidates: list[str] | None = None
+        self._discreet: tuple[object, Mount | None, list[str], Raw] = (None, None, [], self.process)
+
+    def discreet(self, mount: Mount, copied: tuple[str, str], roots: tuple[str, ...]) -> Raw:
+        """The process with an argv that names only protected files, what is on `mount`, and `copied` (from, to).
+
+        A relative path counts as one of them if it is a part of it. What was encoded last is kept: copies come in storms.
+        """
+        argv, held = self._entry.process.argv, {_last(each.path) for each in self._entry.files}
+        if self._candidates is None:
+            met: list[str] = []
+            discreet(argv, held, lambda place: met.append(place) or False)  # type: ignore[func-returns-value]
+            self._candidates = [place for place in met if not place.startswith("/")]
+        joined = f"{copied[0]}/\n{copied[1]}/"
+        parts = [place for place in self._candidates if f"/{place}/" in joined]
+        known_roots, known_mount, known_parts, raw = self._discreet
+        if known_roots is roots and known_mount is mount and known_parts == parts:
+            return raw
+        places = (*roots, mount.mount, mount.under)
+
+        def tell(place: str) -> bool:
+            within = place.rstrip("/") + "/"
+            if place.startswith("/"):
+                return any(within.startswith(each.rstrip("/") + "/") or (each + "/").startswith(within) for each in places)
+            return place in parts
+
+        shown = structs.replace(self._bare, argv=discreet(argv, held, tell) or UNSET)
+        raw = Raw(_encode(shown))
+        self._discreet = (roots, mount, parts, raw)
+        return raw
 
 
 def _spoken(text: str) -> str | UnsetType:
@@ -115,8 +147,14 @@ class Writer:
         product = {"name": PRODUCT, "vendor_name": PRODUCT, "version": version}
         self._product = Raw(_encode(product))
         self._nobody = Raw(_encode({"app_name": PRODUCT}))
+        self._record_names = False
+        self._roots: tuple[str, ...] = ()
         self._media: dict[tuple[Medium, str, Verdict], Raw] = {}
         self._latest: tuple[Medium | None, Mount | None, Verdict | None, Raw] = (None, None, None, self._nobody)
+
+    def name(self, record_names: bool, roots: Iterable[str]) -> None:
+        """Whether command lines may name any file; if not, which directories are protected, whose files they may name."""
+        self._record_names, self._roots = record_names, tuple(roots)
 
     # -- media ---------------------------------------------------------------------------------------------------------
 
@@ -185,6 +223,8 @@ class Writer:
         event = self._event("file.copied_out", _COPIED_OUT, arrival.at_ms, sekisho)
         event.severity_id = severity
         self._by(event, entry, arrival.pid, True)
+        if not self._record_names and entry is not None and isinstance(spoken := entry.encoded, _Spoken):
+            sekisho.process = spoken.discreet(mount, (read.path, path), self._roots)
         event.file = {
             **_volume(mount),
             "name": _last(path) or "?",
@@ -198,13 +238,13 @@ class Writer:
     def written(self, arrival: Arrival, entry: Entry | None, verdict: Verdict, named: bool) -> Event:
         """`file.written`: extension and size; name and place only if the site records names."""
         path = _shown(arrival.mount, arrival.path)
-        ext = _extension(path)
+        ext = extension(path)
         sekisho = self._about(arrival.mount.medium, arrival.mount, verdict)
         sekisho.dest = DestInfo(path=path if named else UNSET, size=UNSET if arrival.size is None else arrival.size)
         sekisho.way = "mount"
         event = self._event("file.written", CODES["file.written"], arrival.at_ms, sekisho)
         self._by(event, entry, arrival.pid, named)
-        event.file = _volume(arrival.mount) | {"name": f"*.{ext}" if ext else "*", "type_id": _REGULAR}
+        event.file = _volume(arrival.mount) | {"name": unnamed(path), "type_id": _REGULAR}
         if named:
             event.file |= {"name": _last(path) or "?", "path": path}
         if ext:
@@ -423,12 +463,6 @@ def _shown(mount: Mount, path: str) -> str:
 
 def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
-
-
-def _extension(path: str) -> str:
-    """The extension, if it is one: short, letters and digits, so that it does not carry a name."""
-    stem, dot, ext = _last(path).rpartition(".")
-    return ext.lower() if dot and stem and len(ext) <= 10 and ext.isascii() and ext.isalnum() else ""
 
 
 def _writable(value: Any) -> Any:

@@ -1,63 +1,30 @@
 """pid → who: process, parents, and the login user behind it; and how sure that is.
 
 Question: by whose hand? Owns: the process table (a value fed with ProcSeen and ProcGone, bounded, forgetting the dead after a
-while), kinship between processes (ancestors, shared pipes), the person at the active session, and the masking of secrets in
+while), kinship between processes (ancestors, descendants, shared pipes), the person at the active session, and the masking of secrets in
 argv. Must not know files, media or /proc. The login uid is the kernel's (`/proc/PID/loginuid`), which su and sudo keep.
 A pid alone names nobody: an entry lives from one `start` to the next, and file facts may come after the process ended.
 """
 
-import re
 from collections.abc import Iterator
+from itertools import islice
 
 from msgspec import structs
 
 from agent.contract.codes import Attribution
 from agent.core.facts import OpenFile, Process, ProcGone, ProcSeen, Session
+from agent.core.masks import masked
 from agent.core.media import clean
 
 NO_LOGIN = 0xFFFF_FFFF
 """(uid_t) -1: the kernel's word for "no login uid" (proc(5))."""
 _MOST = 8_192
 _KEPT_DEAD_MS = 60_000
-_MAX_ARGS, _MAX_ARG, _MAX_ARGV = 64, 256, 4_096
 _MAX_PIPES, _MAX_KIN, _MAX_ANCESTORS, _CROWD = 64, 32, 12, 12
+_NEAR_GENERATIONS = 3
+_MOST_SEARCHED = 4_096
 _OLD_PIPE_MS = 1_000
 _OVERLAP_MS = 2_000
-
-_WORDS = r"pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|auth|credentials?|private[_-]?key"
-_ASSIGNED = re.compile(rf"(?i)((?:^|[?&;,\s])[A-Za-z0-9_-]*(?:{_WORDS})\s*[=:]\s*)([^\s&;,]+)")
-_OPTION = re.compile(rf"(?i)--?(?:[a-z0-9]+[_-])*(?:{_WORDS})$")
-_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:)([^/\s@]+)(@)")
-_CLOUD_KEY = re.compile(r"\b((?:AKIA|ASIA)[A-Z0-9]{4})[A-Z0-9]{12}\b")
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
-_GLUED = re.compile(r"-p(?=.)")
-_GLUED_PROGRAMS = re.compile(r"(?:^|/)(?:mysql\w*|mariadb[\w-]*|sshpass|7z\w?|unrar|rar)$")
-_MASK = "***"
-
-
-def masked(argv: list[str]) -> list[str]:
-    """argv fit to be recorded: secrets replaced by ***, cut to 64 arguments of 256 characters, 4096 in all."""
-    out: list[str] = []
-    left, hide = _MAX_ARGV, False
-    glued = bool(argv) and _GLUED_PROGRAMS.search(argv[0]) is not None
-    for number, raw in enumerate(argv):
-        if number >= _MAX_ARGS or left <= 0:
-            out.append("…")
-            break
-        text = raw if raw.isascii() and raw.isprintable() else clean(raw[: 4 * _MAX_ARG])
-        if hide:
-            text, hide = _MASK, False
-        else:
-            hide = _OPTION.match(text) is not None
-            if glued and _GLUED.match(text):
-                text = "-p" + _MASK
-            if "=" in text or ":" in text:
-                text = _IN_URL.sub(rf"\1{_MASK}\3", _ASSIGNED.sub(rf"\1{_MASK}", text))
-            text = _BEARER.sub(rf"\1 {_MASK}", _CLOUD_KEY.sub(rf"\1{_MASK}", text))
-        text = text if len(text) <= _MAX_ARG else text[:_MAX_ARG] + "…"
-        left -= len(text)
-        out.append(text)
-    return out
 
 
 class Entry:
@@ -109,6 +76,8 @@ class People:
     def __init__(self) -> None:
         self._table: dict[int, Entry] = {}
         self._holders: dict[int, set[int]] = {}
+        self._born: dict[int, dict[int, None]] = {}
+        """Descendants of a pid, in the order in which they were first told"""
         self.session = Session(at_ms=0)
 
     def seen(self, fact: ProcSeen) -> bool:
@@ -118,16 +87,19 @@ class People:
         reborn = known is not None and known.process.start != process.start and 0 not in (known.process.start, process.start)
         if known is None or reborn:
             if known is not None:
-                self._drop_pipes(known)
+                self._drop(known)
             entry = Entry(process, at_ms)
+            self._bear(entry)
         else:
-            entry = known
+            entry, parents = known, known.process.parents
             self._merge(entry, process, at_ms)
+            if entry.process.parents != parents:
+                self._bear(entry)
         self._table[process.pid] = entry
         for pipe in entry.pipes:
             self._holders.setdefault(pipe, set()).add(process.pid)
         while len(self._table) > _MOST:
-            self._drop_pipes(self._table.pop(next(iter(self._table))))
+            self._drop(self._table.pop(next(iter(self._table))))
         return reborn
 
     def sit_down(self, fact: Session) -> None:
@@ -150,7 +122,7 @@ class People:
             pid for pid, entry in self._table.items() if entry.gone_ms is not None and now_ms - entry.gone_ms > _KEPT_DEAD_MS
         ]
         for pid in old:
-            self._drop_pipes(self._table.pop(pid))
+            self._drop(self._table.pop(pid))
         return old
 
     def __len__(self) -> int:
@@ -174,23 +146,48 @@ class People:
                 entry = known
 
     def kin(self, pid: int) -> list[int]:
-        """Other processes that can have handed their data to `pid`: who shares a pipe, over any number of stages, and its
-        ancestors (rsync's sender, a shell that opened the file). A pipe that everybody in a session inherited links nobody."""
+        """Other processes that can have handed their data to `pid`: who shares a pipe, and its ancestors (rsync's sender, a
+        shell that opened the file)."""
+        return list(dict.fromkeys((*self.piped(pid), *self.ancestors(pid))))
+
+    def piped(self, pid: int) -> list[int]:
+        """Who shares a pipe with `pid`, over any number of stages. A pipe that everybody in a session inherited links nobody."""
         linked: dict[int, None] = {}
         todo = [pid]
         while todo and len(linked) < _MAX_KIN:
             here = todo.pop()
             for pipe, since_ms in (self._table[here].pipes if here in self._table else {}).items():
                 holders = self._holders.get(pipe, set())
-                if len(holders) < 2 or len(holders) > _CROWD or self._inherited(pipe, here, since_ms):
+                if len(holders) < 2 or len(holders) > _CROWD or self._inherited(pipe, here, since_ms) or self._outlived(holders):
                     continue
                 for other in holders - {pid} - linked.keys():
                     if self._overlap(here, other):
                         linked[other] = None
                         todo.append(other)
-        for parent in self.ancestors(pid):
-            linked.setdefault(parent)
         return list(linked)
+
+    def descendants(self, pid: int, since_ms: int, most: int = _MOST_SEARCHED) -> Iterator[Entry]:
+        """Processes below `pid` that were first told at `since_ms` or later, the last ones first."""
+        start = self._table[pid].process.start if pid in self._table else 0
+        for other in islice(reversed(self._born.get(pid, ())), most):
+            entry = self._table[other]
+            if entry.first_ms < since_ms:
+                return
+            if all(parent.pid != pid or not start or parent.start in (0, start) for parent in entry.process.parents):
+                yield entry
+
+    def beside(self, pid: int, since_ms: int) -> Iterator[Entry]:
+        """Who may be the other end of a pipe of `pid`, if it holds one of its own: processes of the same parent (or of a
+        subshell of it) that lived meanwhile, and of which no look came in time to tell their pipes."""
+        entry = self._table.get(pid)
+        if entry is None or not any(not self._inherited(pipe, pid, held_ms) for pipe, held_ms in entry.pipes.items()):
+            return
+        parent = next(self.ancestors(pid), 0)
+        for other in self.descendants(parent, since_ms) if parent else ():
+            near = [each.pid for each in other.process.parents[:_NEAR_GENERATIONS]] or [other.process.ppid]
+            alive = other.gone_ms is None or other.gone_ms >= entry.first_ms
+            if not other.pipes and alive and other is not entry and parent in near and pid not in near:
+                yield other
 
     def _inherited(self, pipe: int, pid: int, since_ms: int) -> bool:
         """Whether an ancestor was seen to hold this pipe well before `pid` was seen at all: then it is not a pipeline's own."""
@@ -200,6 +197,17 @@ class People:
             if held_ms is not None and since_ms - held_ms >= _OLD_PIPE_MS:
                 return True
         return False
+
+    def _outlived(self, holders: set[int]) -> bool:
+        """Whether a pipe was given to a process after another of the same parent that held it had ended: it is the parent's."""
+        if len(holders) < 3:
+            return False
+        ended: dict[int, int] = {}
+        entries = [self._table[holder] for holder in holders if holder in self._table]
+        for each in entries:
+            if each.gone_ms is not None and each.process.ppid:
+                ended[each.process.ppid] = min(each.gone_ms, ended.get(each.process.ppid, each.gone_ms))
+        return any(each.first_ms > ended.get(each.process.ppid, each.first_ms) for each in entries)
 
     def _overlap(self, one: int, other: int) -> bool:
         first, second = self._table.get(one), self._table.get(other)
@@ -235,7 +243,20 @@ class People:
         if kept != before:
             entry.process, entry.encoded = kept, None
 
-    def _drop_pipes(self, entry: Entry) -> None:
+    def _bear(self, entry: Entry) -> None:
+        process = entry.process
+        for parent in [each.pid for each in process.parents] or [process.ppid]:
+            if parent > 1:
+                self._born.setdefault(parent, {}).setdefault(process.pid)
+
+    def _drop(self, entry: Entry) -> None:
+        process = entry.process
+        for parent in {process.ppid, *(each.pid for each in process.parents)}:
+            born = self._born.get(parent)
+            if born is not None:
+                born.pop(process.pid, None)
+                if not born:
+                    del self._born[parent]
         for pipe in entry.pipes:
             holders = self._holders.get(pipe)
             if holders is not None:

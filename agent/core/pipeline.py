@@ -347,6 +347,7 @@ class Core:
         """Take another configuration (SIGHUP); counters and tables stay."""
         self._limits.limits = config.limits
         self._judging.require_approval, self._judging.record_names = config.require_approval, config.record_names
+        self._writer.name(config.record_names, (root.path for root in config.protect))
         self._places.protect(config.protect)
 
     def watches(self) -> list[MountWatch]:

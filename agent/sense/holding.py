@@ -4,9 +4,9 @@ Owns: one fanotify permission group (FAN_OPEN_PERM, file-system marks), the answ
 opener's /proc in between. Every open is allowed. It runs apart from the agent so that whoever is held never waits for the
 agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing, keeps no file.
 
-How long somebody waits: a pid is looked at once a second at most; a look ends after 10 ms of work (it takes 0.2), and is done in
-real time (SCHED_FIFO), so that a busy machine does not prolong it. A process that opens many files at once (more than
-STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are lifted for SUSPEND_S. While
+How long somebody waits: a pid is looked at once a second at most; a look ends after 10 ms of work (it takes 0.2) and is
+done in real time (SCHED_FIFO), so that a busy machine does not prolong it. A process that opens many files at once (more
+than STORM_HOLDS in STORM_S) is known by then, so holding it longer tells nothing new: the marks are lifted for SUSPEND_S. While
 they are, another process could write unheld; the notification marks still tell its pid, and the agent then reads its /proc
 a little later (99 % of the time early enough), so what is at risk is the argv of a program that lives less than a
 millisecond in that fifth of a second.
