@@ -93,9 +93,9 @@ class Networked(Client):
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise Failed(f"{ascii(url)} is no URL; its port must be a number, like https://collector.example:8443") from None
+            raise Failed(f"{url!a} is no URL; its port must be a number, like https://collector.example:8443") from None
         if not (url.isascii() and url.isprintable()):
-            raise Failed(f"{ascii(url)} is no URL; write it in plain ASCII, like https://collector.example:8443")
+            raise Failed(f"{url!a} is no URL; write it in plain ASCII, like https://collector.example:8443")
         if not (token.isascii() and token.isprintable()):
             raise Failed("the token holds characters that no token has; give it as it was printed when it was made")
         if not local and (parts.scheme not in ("http", "https") or not parts.hostname):

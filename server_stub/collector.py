@@ -63,7 +63,7 @@ def _make_key(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(made, path)
     finally:
-        os.unlink(made)
+        Path(made).unlink()
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -24,7 +24,7 @@ LATEST_MS = 1 << 53
 """Times beyond are no times: JSON readers of others could not hold them."""
 
 
-OURS = frozenset({"agent.silent", "agent.back", "review.decided", "register.changed", "record.viewed"})
+OURS = frozenset(code for code, row in codes.CODES.items() if row.tells.startswith("made by the collector"))
 """Codes of what the collector notices and people do to it: no agent may say so in its place."""
 
 Blob = bytes
@@ -179,7 +179,7 @@ def _misplaced(seen: Seen, head: wire.Head, seq: int, prev: bytes) -> str | None
     if sekisho.prev != prev.hex():
         return "says another prev"
     if seen.device.get("uid") != head.agent:
-        return "does not say it is of this machine (device.uid)"
+        return "says it is of another machine or of none (device.uid)"
     if not 1 <= len(seen.metadata.uid) <= 128 or not 1 <= len(seen.metadata.event_code) <= 64:
         return "has no usable uid or event_code"
     if seen.metadata.event_code in OURS:

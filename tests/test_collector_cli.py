@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from agent.pytest_plugin import _environment
-from server_stub import commands, query, words
+from server_stub import commands, config, query, words
+from server_stub.collector import load_key
 from tests.collector_client import Client, copied, draft
 from tests.house import Collector, until
 
@@ -283,6 +284,136 @@ def test_mistakes_are_one_sentence(collector: Collector, tmp_path: Path) -> None
     wrong.write_text("[collector]\nlissten = 3\n")
     error = run(None, "tail", "-c", str(wrong), code=2)[1]
     assert re.search(r'wrong.toml:2: unknown key "lissten" .*did you mean "listen"', error)
+
+
+def test_times_ago_are_no_options(collector: Collector) -> None:
+    agent = fill(collector)
+    agent.append(draft(agent=agent.id, name="ws-042", **copied("now.csv")))
+    assert agent.send(len(agent.lines))[0] == 200
+    for since in (("--since", "-30d"), ("--since=-30d",), ("-S", "-1h"), ("-S-1h",), ("--sin", "-1h")):
+        assert "now.csv" in run(collector, "query", "--user", "sato", *since)[0]
+        assert "2014-00.csv" not in run(collector, "query", "--user", "sato", *since)[0]
+    for until_then in (("--until", "-1h"), ("-U", "-1h")):
+        assert "2014-00.csv" in run(collector, "tail", *until_then)[0]
+        assert "now.csv" not in run(collector, "tail", *until_then)[0]
+    assert "2014-00.csv" in run(collector, "query", "--since", "1970-01-01")[0]
+    assert "-1h" not in run(collector, "query", "-g", "now", "--until", "-1h")[0]
+    assert "expired already" in run(collector, "token", "create", "--role", "viewer", "--until", "-1h", code=1)[1]
+    run(collector, "token", "create", "--role", "viewer", "--until", "-x", code=2)
+
+
+def test_lists_as_json_both_ways(collector: Collector) -> None:
+    fill(collector)
+    run(collector, "media", "approve", "k", "--owner", "a", "--approver", "b", "--purpose", "c", "--until", "never")
+    for listing in (("agents",), ("token", "list"), ("media", "list")):
+        told = run(collector, *listing, "-o", "json")[0]
+        assert told == run(collector, *listing, "--json")[0]
+        assert all(isinstance(json.loads(line), dict) for line in told.splitlines()) and told
+        assert run(collector, *listing, "-o", "table")[0] == run(collector, *listing)[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("query", "--event", ","), 2, "names no event code"),
+        (("query", "-g", b"a\xff"), 2, "is not UTF-8"),
+        (("query", "--url", "http://127.0.0.1:abc", "--token", "t"), 1, "port must be a number"),
+        (("query", "--url", "http://127.0.0.1:70000", "--token", "t"), 1, "port must be a number"),
+        (("query", "--url", "http://127.0.0.1:1", "--token", "a\nb"), 1, "the token"),
+        (("query", "--url", "http://127.0.0.1:1", "--token", "鍵"), 1, "the token"),
+        (("query", "--url", "http://127.0.0.1:1/ä", "--token", "t"), 1, "plain ASCII"),
+    ],
+)
+def test_odd_arguments_are_one_sentence(collector: Collector, args: tuple[str | bytes, ...], code: int, said: str) -> None:
+    error = run(collector, *(os.fsdecode(arg) for arg in args), code=code)[1]
+    assert said in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("head", [b"Transfer-Encoding: chunked", b"Content-Length: 9000"])
+@pytest.mark.parametrize("form", ["json", "csv", "short", "table"])
+def test_an_answer_that_breaks_off_is_not_taken_for_whole(form: str, head: bytes) -> None:
+    import socket
+
+    line = Client(0).append(draft(agent="a1", **copied("a.csv"))) + b"\n"
+    part = b"%x\r\n%s\r\n" % (len(line), line) if b"chunked" in head else line
+    names = b'{"names":{"a1":"ws-042"}}'
+
+    def answer(sock: socket.socket) -> None:
+        while True:
+            try:
+                connection = sock.accept()[0]
+            except OSError:
+                return
+            with connection:
+                asked = connection.recv(65536)
+                if b"only=names" in asked:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(names), names))
+                else:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + part)
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        threading.Thread(target=answer, args=(sock,), daemon=True).start()
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        told, error = run(None, "query", "-o", form, "--url", url, "--token", "t", code=1)
+        sock.shutdown(socket.SHUT_RDWR)
+    assert "the answer broke off" in error and len(error.splitlines()) == 1
+    assert form == "table" or "a.csv" in told
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_store_that_fails_halfway_is_seen_by_whoever_asked(collector: Collector, served: bool) -> None:
+    agent = Client(collector.port, "ws-1")
+    agent.enrol()
+    agent.append_some(2500)
+    assert agent.send(1, 1500)[0] == agent.send(1501)[0] == 200
+    collector.stop()
+    store = collector.state_dir / "collector.db"
+    with store.open("r+b") as file:
+        page = file.read().index(agent.lines[1499]) // 8192 * 8192
+        file.seek(page)
+        file.write(bytes(8192))
+    if served:
+        collector.start()
+    told, error = run(collector, "query", "-o", "json", code=1)
+    assert "broke off" in error and len(error.splitlines()) == 1
+    assert 0 < len(told.splitlines()) < 2500
+
+
+def test_the_state_is_the_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    house = Collector(tmp_path)
+    before = os.umask(0o022)
+    try:
+        house.run("token", "create", "--enroll")
+        house.start()
+        files = list(house.state_dir.iterdir())
+        assert {"collector.db", "collector.db-wal", "lock", "signing.key"} <= {file.name for file in files}
+        assert [file.name for file in [house.state_dir, *files] if file.stat().st_mode & 0o077] == []
+    finally:
+        house.stop()
+        os.umask(before)
+    house.state_dir.chmod(0o755)
+    for command in (("serve",), ("tail",)):
+        error = run(house, *command, code=2)[1]
+        assert "open to others (mode 0755)" in error and "chmod 700" in error and len(error.splitlines()) == 1
+    house.state_dir.chmod(0o700)
+    (house.state_dir / "signing.key").chmod(0o644)
+    assert "others may use the signing key" in run(house, "tail", code=2)[1]
+
+
+def test_a_signing_key_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "signing.key"
+
+    def crash(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", crash)
+        with pytest.raises(config.ConfigError, match="can't be read or made"):
+            load_key(path)
+    assert list(tmp_path.iterdir()) == []
+    made = load_key(path)
+    assert load_key(path) == made
+    assert path.stat().st_mode & 0o777 == 0o600 and list(tmp_path.iterdir()) == [path]
 
 
 def test_approving_from_an_event_and_back_through_a_file(collector: Collector, tmp_path: Path) -> None:

@@ -184,6 +184,48 @@ def test_another_agents_name_or_signature_opens_nothing(collector: Collector, ag
     assert thief.post(thief.batch())[0] == 401
 
 
+@pytest.mark.parametrize(
+    "code", ["agent.silent", "agent.back", "review.decided", "register.changed", "record.viewed", "x.y", "copy."]
+)
+def test_no_agent_speaks_as_the_collector_or_in_words_nobody_knows(agent: Client, code: str) -> None:
+    line = raw(agent, **{'"event_code":"file.copied_out"': f'"event_code":"{code}"'})
+    status, problem = agent.post(signed_body(agent, [line]))
+    assert status == 422
+    assert "event 1 " in problem["detail"]
+
+
+@pytest.mark.parametrize("uid", ["", '"uid":"another",'])
+def test_no_agent_speaks_of_another_machine(agent: Client, uid: str) -> None:
+    line = raw(agent).decode()
+    assert f'"uid": "{agent.id}", ' in line
+    status, problem = agent.post(signed_body(agent, [line.replace(f'"uid": "{agent.id}", ', uid).encode()]))
+    assert status == 422
+    assert "event 1 " in problem["detail"] and "device.uid" in problem["detail"]
+
+
+def test_a_limit_may_have_any_name(agent: Client) -> None:
+    line = raw(agent, **{'"event_code":"file.copied_out"': '"event_code":"copy.顧客 at night"'})
+    assert agent.post(signed_body(agent, [line]))[0] == 200
+
+
+def test_a_machine_that_calls_itself_another_is_found_under_its_own_name(collector: Collector) -> None:
+    agent = Client(collector.port, "ws-042")
+    agent.enrol()
+    agent.append(draft("file.written", agent=agent.id, name="ws-boss"))
+    assert agent.send()[0] == 200
+    assert collector.events(agent="ws-042") and not collector.events(agent="ws-boss")
+    for form in ("short", "csv", "table"):
+        told = collector.run("query", "--agent", agent.id, "-o", form)
+        assert "ws-042" in told and "ws-boss" not in told
+
+
+def test_a_machine_made_anew_enrols_under_its_old_name(collector: Collector) -> None:
+    before, after = Client(collector.port, "ws-reborn"), Client(collector.port, "ws-reborn")
+    assert before.enrol()[0] == after.enrol()[0] == 200
+    rows = [row for row in collector.get("/v1/agents")["agents"] if row["name"] == "ws-reborn"]
+    assert sorted(row["agent"] for row in rows) == sorted([before.id, after.id])
+
+
 def test_cut_and_mixed_bodies(agent: Client) -> None:
     agent.append_some(3)
     whole = agent.batch()
@@ -224,6 +266,8 @@ def test_enrolments_that_are_none(agent: Client, body: bytes) -> None:
         "since=soon",
         "q=%00",
         "until=" + "9" * 30,
+        "event=,",
+        "event=%20,%20",
     ],
 )
 def test_questions_that_make_no_sense(collector: Collector, agent: Client, query: str) -> None:

@@ -5,6 +5,7 @@ Reads the source (ast) instead of running it: what a file imports is what it can
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -192,6 +193,68 @@ def named_as_command(text: str, found: re.Match[str]) -> bool:
     before = text[: found.start()]
     line = before[before.rfind("\n") + 1 :]
     return line.strip() in ("", "sudo", "$", "#", "ExecStart=") or line.count("`") % 2 == 1
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Lines of a page that stand in fenced or indented blocks: what readers copy into a shell."""
+    fenced = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip()
+
+
+def typed(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each `sekisho-agent …` and `sekisho-collector …` of a page, as (command, words): whole lines of its blocks, and what
+    stands in backquotes with an option or an operand; placeholders such as `…|…` and those of a synopsis are not typed."""
+    lines = [re.sub(r"^[$#] ", "", line) for line in blocks(text)]
+    fences = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines += re.findall(r"`(sekisho-(?:agent|collector) [^`\n]+)`", fences)
+    for line in lines:
+        found = re.match(r"(?:sudo )?(sekisho-(?:agent|collector)) (.+)", line)
+        if found and not re.search(r"[\[|…]", found[2]):
+            yield found[1], shlex.split(found[2], comments=True)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_every_command_line_on_a_page_is_accepted(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from agent import cli as agent_cli
+    from server_stub import cli as collector_cli
+
+    refused = []
+    for command, words in typed((ROOT / path).read_text()):
+        try:
+            if command == "sekisho-agent":
+                agent_cli.parser().parse_args(words)
+            else:
+                collector_cli.parser().parse_args(collector_cli._joined(words))
+        except SystemExit as left:
+            said = capsys.readouterr().err.strip().splitlines()
+            if left.code and "following arguments are required" not in said[-1]:
+                refused.append((shlex.join([command, *words]), said[-1]))
+    assert not refused
+
+
+def test_the_command_lines_of_the_first_page_are_found() -> None:
+    found = [shlex.join([command, *words]) for command, words in typed((ROOT / "README.md").read_text())]
+    assert "sekisho-collector query --user sato --since -30d" in found
+    assert "sekisho-collector token create --enroll -c /etc/sekisho/collector.toml" in found
+
+
+def test_the_room_table_names_every_room() -> None:
+    """Each row's first cell: rooms of the package that was named last in bold."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named: set[str] = set()
+    package = ""
+    for line in page.splitlines():
+        if line.startswith("| ") and "must not know" not in line:
+            cell = line.split("|")[1]
+            if bold := re.search(r"\*\*`([\w/]+/)`\*\*", cell):
+                package = bold[1]
+            named |= {f"{package}{word}" for word in re.findall(r"`(\w+)`", cell)}
+    there = {str(path.with_suffix("")) for path in SOURCES if path.stem != "__init__" and "store" not in path.parts}
+    assert named == there | {"server_stub/store"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=str)

@@ -247,13 +247,25 @@ def test_bytes_that_are_no_event_are_shown_harmlessly(data: bytes, width: int) -
     assert columns.display_width(line) <= width
 
 
-def test_a_line_fits_its_terminal_wide_letters_too() -> None:
+def test_a_terminal_gets_columns_and_the_whole_sentence_however_narrow_it_is() -> None:
     ours = copied("顧客リスト/二〇一四年六月.csv", user="佐藤")
-    for width in (60, 80, 100):
-        line = show.line(raw(**ours), lang="ja", zone=JST, width=width)
-        assert columns.display_width(line) <= width
-    assert show.line(raw(**ours), width=80).endswith("…")
-    assert "…" not in show.line(raw(**copied("a.csv")), width=200).replace("60A44C…", "")
+    for lang, end in (("en", "unapproved"), ("ja", "未承認")):
+        sentence = show.what(event.read(raw(**ours)), lang, JST)  # type: ignore[arg-type]
+        assert sentence.endswith(end)
+        for width in (60, 80, 100):
+            line = show.line(raw(**ours), lang=lang, zone=JST, width=width)  # type: ignore[arg-type]
+            assert line.endswith(sentence)
+            assert columns.display_width(line.removesuffix(sentence)) == 53
+
+
+def test_a_machine_is_called_what_it_enrolled_as() -> None:
+    spoiled = json.loads(raw(**copied("a.csv")))
+    spoiled["device"] = {"uid": "a1", "hostname": "ws-boss", "type_id": 0}
+    data = json.dumps(spoiled).encode()
+    assert " ws-boss " in show.line(data)
+    told = show.line(data, names={"a1": "ws-042", "b2": "ws-boss"})
+    assert " ws-042 " in told and "ws-boss" not in told
+    assert " ws-boss " in show.line(data, names={"b2": "ws-042"})
 
 
 def test_colour_only_when_asked_and_always_ended() -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from agent.contract.codes import Link
 from agent.core.facts import FileFact, OpenFile, Sized
 from agent.core.media import Mount
-from agent.core.people import People
+from agent.core.people import Entry, People
 from agent.core.reads import GONE, Read, Reads, ReadsOf
 
 _GRACE_MS = 2_000
@@ -29,6 +29,13 @@ _TIME_ALONE_MS = 10_000
 _LEAST_SHARE = 0.05
 """Less than this of what was read, and it was not the content that left (a count, a checksum, a log line)."""
 _TINY = 256
+_STARTED_MS = 500
+"""A process and the file that it writes to are told in either order."""
+_UNTOLD_MS = 10_000
+_PIECES_MS = 60_000
+_MOST_WRITERS = 4_096
+_ENCODED = 1.4
+"""Base64 makes four bytes of three, with line ends a little more."""
 _SEARCHED = 64
 _MOST_EARLIER = 256
 _ASK_AT_ONCE = 4_000
@@ -43,6 +50,39 @@ class Left(NamedTuple):
     bytes: int | None
     link: Link
     confidence: float
+    pid: int = 0
+    """Who read it, if that is not the writer"""
+
+
+_Near = tuple[Read, Link, int, float]
+"""A read in question, what links it, the pid of its reader if that is not the writer, and how sure it can be at best"""
+
+
+class _Kin(NamedTuple):
+    """Another process that can have handed its reads to the writer, and how sure that is at best."""
+
+    pid: int
+    of: ReadsOf
+    most: float
+
+
+class _Source:
+    """A source that is being cut in pieces: `given` bytes were found in pieces, `counted` of them told as left."""
+
+    __slots__ = ("counted", "given", "left")
+
+    def __init__(self, left: Left, given: int, counted: int) -> None:
+        self.left, self.given, self.counted = left, given, counted
+
+
+class _Pieces:
+    """What one writer wrote to one medium lately, file by file: `bytes` in all, and what of its reads was found in it."""
+
+    __slots__ = ("bytes", "equal", "last_ms", "size", "sources")
+
+    def __init__(self) -> None:
+        self.bytes = self.last_ms = self.size = self.equal = 0
+        self.sources: list[_Source] = []
 
 
 class Dest:
@@ -60,12 +100,14 @@ class Dest:
         "first_order",
         "found",
         "key",
+        "maker",
         "mount",
         "named",
         "names",
         "path",
         "pid",
         "ripe",
+        "seen_ms",
         "size",
     )
 
@@ -73,6 +115,7 @@ class Dest:
         path = fact.path
         self.key, self.mount, self.path, self.pid = fact.key, mount, path, fact.pid
         name = path[path.rfind("/") + 1 :]
+        self.maker, self.seen_ms = fact.pid, fact.at_ms
         self.names = [name]
         self.named = (fact.pid, name)
         self.first_ms = fact.at_ms if begun else fact.at_ms - _UNSEEN_START_MS
@@ -104,7 +147,7 @@ class Dest:
 class Grading:
     """`plain(dest)` at its close, `left(dest)` once it settled. `names` and `last_begun` are kept by `joins`."""
 
-    def __init__(self, people: People, protected: Callable[[str], bool]) -> None:
+    def __init__(self, people: People, protected: Callable[[OpenFile], bool]) -> None:
         self._people, self._protected = people, protected
         self.reads = Reads()
         self.names: dict[tuple[int, str], int] = {}
@@ -114,6 +157,7 @@ class Grading:
         self.wanted: list[str] = []
         """Paths of which Sized facts are wanted"""
         self._asked: dict[str, list[tuple[int, Read]]] = {}
+        self._pieces: dict[tuple[int, str], _Pieces] = {}
 
     # -- sizes that must be known --------------------------------------------------------------------------------------
 
@@ -137,19 +181,20 @@ class Grading:
     def ask(self, dest: Dest) -> bool:
         """Want the sizes that `left(dest)` needs and that nobody looked up yet. False if there are none."""
         own, kin = self._own(dest), self._kin(dest)
-        for pid, of in ((dest.pid, own), *kin):
+        everybody = ((dest.pid, own), *((each.pid, each.of) for each in kin))
+        for pid, of in everybody:
             if of is not None and (read := self._same_name(of, dest, pid == dest.pid)) is not None:
                 return self._want(pid, read)
-        if not dest.size or self._explained(dest):
+        if dest.size == 0 or not self._open_question(dest, own, kin):
             return False
         asked = 0
-        for pid, of in ((dest.pid, own), *kin):
+        for pid, of in everybody:
             for read in self._in_window(dest, of) if of is not None and asked < _ASK_AT_ONCE else ():
                 asked += self._want(pid, read)
                 if asked >= _ASK_AT_ONCE:
                     break
         if not asked and own is not None:
-            asked = sum(self._want(dest.pid, read) for read, _ in self._earlier(dest, own))
+            asked = sum(self._want(dest.pid, read) for read, *_ in self._earlier(dest, own))
         if dest.found or not dest.pid:
             since_ms = dest.at_ms - _TIME_ALONE_MS
             for pid, of in islice(self.reads.everyone(), _SEARCHED):
@@ -181,60 +226,91 @@ class Grading:
 
     def left(self, dest: Dest) -> list[Left]:
         """What left into a file that has settled."""
-        own, kin = self._own(dest), [of for _, of in self._kin(dest)]
+        own, kin = self._own(dest), self._kin(dest)
         if own is not None and (read := self._same_name(own, dest, True)) is not None:
-            return [self._one(dest, read, "process", 0.95 if read.size is not None else 0.8)]
-        for of in kin:
-            if (read := self._same_name(of, dest, False)) is not None:
-                return [self._one(dest, read, "pipeline", 0.9 if read.size is not None else 0.75)]
-        if dest.size == 0 or self._explained(dest):
+            return [self._one(dest, read, "process", 0.7 if dest.size is None else 0.95 if read.size is not None else 0.8)]
+        for each in kin:
+            if (read := self._same_name(each.of, dest, False)) is not None:
+                sure = 0.7 if dest.size is None else 0.9 if read.size is not None else 0.75
+                return [self._one(dest, read, "pipeline", min(sure, each.most), each.pid)]
+        if dest.size == 0 or not (most := self._open_question(dest, own, kin)):
             return []
+        got = self._by_content(dest, own, kin)
+        return got if most == 1.0 else [each._replace(confidence=min(each.confidence, most)) for each in got]
+
+    def _by_content(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> list[Left]:
+        if dest.size is None:
+            return [
+                Left(read, read.size, "lineage" if read.via and link == "process" else link, min(0.5, most), pid)
+                for read, link, pid, most in islice(self._near(dest, own, kin), _SEARCHED)
+            ]
         if own is not None and (got := self._same_size(dest, own, "process") or self._moved_away(dest, own)):
             return got
-        for of in kin:
-            if got := self._same_size(dest, of, "pipeline"):
+        for each in kin:
+            if got := self._same_size(dest, each.of, "pipeline", each):
                 return got
-        if got := self._contained(dest, own, kin):
+        if got := self._contained(dest, own, kin) or self._another_piece(dest):
             return got
         return self._by_time(dest) if dest.found or not dest.pid else []
 
     def cut_short(self, dest: Dest) -> list[Left]:
         """A file that was never closed: the source by its name, else the last file that its writer opened meanwhile."""
         own, link, sure = self._own(dest), "process", 0.8
-        for of in (own, *(of for _, of in self._kin(dest))):
+        for pid, of, most in ((0, own, 1.0), *self._kin(dest)):
             if of is not None:
                 fresh = [read for read in self._in_window(dest, of) if read.size is None or read.size >= (dest.size or 0)]
                 named = [read for read in fresh if read.name in dest.names]
                 if named or fresh:
-                    return [self._one(dest, (named or fresh)[0], link, sure if named else 0.5)]  # type: ignore[arg-type]
+                    return [self._one(dest, (named or fresh)[0], link, min(most, sure if named else 0.5), pid)]  # type: ignore[arg-type]
             link, sure = "pipeline", 0.7
         return []
 
     def _own(self, dest: Dest) -> ReadsOf | None:
         return self.reads.of(dest.pid) if dest.pid else None
 
-    def _kin(self, dest: Dest) -> list[tuple[int, ReadsOf]]:
-        kin = self._people.kin(dest.pid) if dest.pid else ()
-        return [(pid, of) for pid in kin if (of := self.reads.of(pid)) is not None]
+    def _kin(self, dest: Dest) -> list[_Kin]:
+        """Who can have handed reads to the writer: by a pipe; a parent, to its child; and children by the destination's
+        descriptor, which they inherited (`{ cat a; cat b; } > x`), as far as they were not there before it."""
+        if not dest.pid:
+            return []
+        people = self._people
+        piped = people.piped(dest.pid)
+        kin = dict.fromkeys((*piped, *people.ancestors(dest.pid)), 1.0)
+        since_ms = dest.seen_ms - (_STARTED_MS if dest.begun else _UNTOLD_MS)
+        for head in dict.fromkeys((dest.pid, dest.maker, *piped)):
+            for entry in people.descendants(head, since_ms) if head else ():
+                pid = entry.process.pid
+                if pid not in kin and pid != dest.pid and self.reads.of(pid) is not None:
+                    kin[pid] = self._handed_on(dest, entry)
+        for entry in people.beside(dest.pid, since_ms):
+            if entry.process.pid not in self.last_begun:
+                kin.setdefault(entry.process.pid, 0.5)
+        return [_Kin(pid, of, most) for pid, most in kin.items() if most and (of := self.reads.of(pid)) is not None]
+
+    def _handed_on(self, dest: Dest, entry: Entry) -> float:
+        """How sure a descendant of a writer wrote to what it inherited: seen to hold it, or nothing speaks against it."""
+        if any(each.key == dest.key if each.key else each.path == dest.path for each in entry.files):
+            return 0.85
+        elsewhere = entry.files and not entry.pipes and entry.process.known == "exact"
+        return 0.0 if elsewhere or entry.process.pid in self.last_begun else 0.7
 
     @staticmethod
-    def _one(dest: Dest, read: Read, link: Link, confidence: float) -> Left:
+    def _one(dest: Dest, read: Read, link: Link, confidence: float, pid: int = 0) -> Left:
         """A plain copy: the source's size left, unless less was seen to arrive."""
         size, arrived = read.size, dest.size
         less = size if arrived is None or (size is not None and size < arrived) else arrived
-        return Left(read, less, "lineage" if link == "process" and read.via else link, confidence)
+        return Left(read, less, "lineage" if link == "process" and read.via else link, confidence, pid)
 
     @staticmethod
     def _same_name(of: ReadsOf, dest: Dest, own: bool) -> Read | None:
-        """A read of this name, and of this size as far as that is known; fresh before used."""
-        size = dest.size
-        if size is None:
-            return None
+        """A read of this name, and of this size as far as that is known; fresh before used. What another process (`own`
+        False) wrote to media by itself is not offered again."""
+        size, used = dest.size, (own or not of.joined) and dest.size is not None
         for name in dest.names:
             read = of.only_named(name)
-            if read is not None and (read.stat is None or read.stat[0] in (size, None)):
+            if read is not None and _fits(read, size):
                 return read
-            fitting = (each for each in of.named(name) if each.stat is None or each.stat[0] in (size, None))
+            fitting = (each for each in of.named(name) if (used or each.fresh) and _fits(each, size))
             two = list(islice(fitting, 2))
             if not two:
                 continue
@@ -242,27 +318,42 @@ class Grading:
             if own and alone and last.fresh and last.last[0] == dest.first_order - 1:
                 return last
             beside = of.beside(dest.path[: dest.path.rfind("/") + 1], name)
-            return beside if beside is not None and (beside.stat is None or beside.stat[0] in (size, None)) else last
+            return beside if beside is not None and _fits(beside, size) else last
         return None
 
-    def _explained(self, dest: Dest) -> bool:
-        """Whether the writer holds an unprotected file of exactly this size, and no protected one."""
+    def _open_question(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> float:
+        """How sure it can be at best that this is protected content: 0 if an unprotected file of exactly this size, which the
+        writer holds, explains it; but not if what it read meanwhile explains it as well (then that file may be a decoy)."""
         entry = self._people.who(dest.pid)
         held = [*dest.files, *(entry.files if entry is not None else [])]
         same = [each for each in held if each.size == dest.size and each.path != dest.path and each.key != dest.key]
-        return bool(same) and not any(self._protected(each.path) for each in same)
+        everybody = [of for of in (own, *(each.of for each in kin)) if of is not None]
+        if not same or any(self._protected(each) or any(of.opened(each.path) for of in everybody) for each in same):
+            return 1.0
+        size = dest.size or 0
+        if any(read.fresh and not self._reserved(dest, read) for of in everybody for read in islice(of.sized(size), 1)):
+            return 0.5
+        start_ms, total = dest.seen_ms - _GRACE_MS, 0
+        for read, *_ in islice(self._near(dest, own, kin), _MOST_EARLIER):
+            if read.last_ms >= start_ms:
+                if read.stat is None:
+                    return 0.5  # ask for its size first
+                total += read.size or 0
+        return 0.5 if _LEAST_SHARE * total <= size <= 2 * total else 0.0
 
-    def _same_size(self, dest: Dest, of: ReadsOf, link: Link) -> list[Left]:
+    def _same_size(self, dest: Dest, of: ReadsOf, link: Link, kin: _Kin | None = None) -> list[Left]:
         """The one read of exactly the size that arrived."""
         sizes = {dest.size, (dest.size or 0) - dest.base} - {None, 0}
         same = [read for size in sizes for read in islice(of.sized(size), _SEARCHED) if read.since[0] < dest.closed_order]  # type: ignore[arg-type]
-        same = [read for read in same if not self._reserved(dest, read)]
+        same = [read for read in same if not self._reserved(dest, read) and (read.fresh or kin is None or not of.joined)]
+        pid, most = (0, 1.0) if kin is None else (kin.pid, kin.most)
         fresh = [read for read in same if read.fresh]
         if len(fresh) == 1:
             in_window = fresh[0].last_ms >= dest.first_ms - _GRACE_MS
-            return [self._one(dest, fresh[0], link, 0.85 if in_window else 0.7)]
+            return [self._one(dest, fresh[0], link, min(most, 0.85 if in_window else 0.7), pid)]
         if fresh or same:
-            return [self._one(dest, max(fresh or same, key=lambda read: read.since), link, 0.6 if fresh else 0.5)]
+            last = max(fresh or same, key=lambda read: read.since)
+            return [self._one(dest, last, link, min(most, 0.6 if fresh else 0.5), pid)]
         return []
 
     def _moved_away(self, dest: Dest, own: ReadsOf) -> list[Left]:
@@ -272,23 +363,25 @@ class Grading:
             return [self._one(dest, meanwhile[0], "process", 0.75)]
         return []
 
-    def _contained(self, dest: Dest, own: ReadsOf | None, kin: list[ReadsOf]) -> list[Left]:
+    def _contained(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> list[Left]:
         """tar, zip, gpg, cat a b: all that was read while the file was written, if enough arrived to hold it."""
         size, total, known, earlier = dest.size or 0, 0, True, False
-        got: dict[str, tuple[Read, Link]] = {}
+        pieces = self._pieces.get((dest.pid, dest.mount.medium.id))
+        written = size if pieces is None else max(size, pieces.bytes)
+        got: dict[str, _Near] = {}
         near = self._near(dest, own, kin)
         first = next(near, None)
         if first is None and own is not None:
             near, earlier = self._earlier(dest, own), True
-        for read, link in chain(() if first is None else (first,), near):
+        for read, link, pid, most in chain(() if first is None else (first,), near):
             opened = read.opened
             if opened in got:
                 continue
             if 0 < size < (read.size or 0) and read.name in dest.names:
-                return [self._one(dest, read, link, 0.7)]  # a plain copy that was cut off
-            got[opened] = (read, link)
+                return [self._one(dest, read, link, min(0.7, most), pid)]  # a plain copy that was cut off
+            got[opened] = (read, link, pid, most)
             total, known = total + (read.size or 0), known and read.size is not None
-            if size < _LEAST_SHARE * total or (size <= _TINY and size < 0.8 * total):
+            if written < _LEAST_SHARE * total or (size <= _TINY and size < 0.8 * total):
                 return []  # and it can only become more; so a search is either short or uses up what it found
         if not got or size <= 0:
             return []
@@ -301,25 +394,65 @@ class Grading:
         # A known file that came out a little larger was written anew, or only a line was added: no event tells which.
         added_little = 0 < dest.base < size and size - dest.base < _LEAST_SHARE * total
         sure = 0.4 if earlier or not known or added_little or dest.appended else sure
+        piece = size < _LEAST_SHARE * total
+        sure = min(sure, 0.5) if piece else sure
         out = []
-        for read, link in reversed(got.values()):
+        for read, link, pid, most in reversed(got.values()):
             via = "lineage" if read.via and link == "process" else link
-            out.append(Left(read, read.size, via, sure if link == "process" else round(sure - 0.05, 2)))
+            out.append(Left(read, read.size, via, min(most, sure if link == "process" else round(sure - 0.05, 2)), pid))
+        if pieces is not None and share < 0.8:
+            pieces.sources = [_Source(each, 0, 0 if piece else each.bytes or 0) for each in out]
+            pieces.size, pieces.equal = size, 0
+            found = self._another_piece(dest)
+            return found if piece else out
         return out
 
-    def _near(self, dest: Dest, own: ReadsOf | None, kin: list[ReadsOf]) -> Iterator[tuple[Read, Link]]:
+    def wrote(self, dest: Dest) -> None:
+        """A file that is no plain copy was closed: what one writer cuts in pieces is only much in all."""
+        size = dest.size or 0
+        if size <= _TINY or not dest.pid or any(each.size == size for each in dest.files):
+            return
+        at = (dest.pid, dest.mount.medium.id)
+        pieces = self._pieces.pop(at, None)
+        if pieces is None or not 0 <= dest.at_ms - pieces.last_ms <= _PIECES_MS:
+            pieces = _Pieces()
+        self._pieces[at] = pieces
+        pieces.bytes, pieces.last_ms = pieces.bytes + size, dest.at_ms
+        if len(self._pieces) > _MOST_WRITERS:
+            del self._pieces[next(iter(self._pieces))]
+
+    def _another_piece(self, dest: Dest) -> list[Left]:
+        """A further piece of what was found in pieces of the same size just before (the last one is smaller), source by
+        source: its bytes count as far as those of the source were not counted yet."""
+        pieces, rest = self._pieces.get((dest.pid, dest.mount.medium.id)), dest.size or 0
+        if pieces is None or not pieces.sources or rest <= _TINY:
+            return []
+        if rest != pieces.size and (rest > pieces.size or pieces.equal < 2):
+            return []
+        pieces.equal += 1
+        out = []
+        for source in pieces.sources:
+            size = source.left.bytes or 0
+            take = min(rest, int(size * _ENCODED) - source.given)
+            if take > 0:
+                counts = min(take, size - source.counted)
+                source.given, source.counted, rest = source.given + take, source.counted + counts, rest - take
+                out.append(source.left._replace(bytes=counts, confidence=min(source.left.confidence, 0.5)))
+        return out
+
+    def _near(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> "Iterator[_Near]":
         for read in self._in_window(dest, own) if own is not None else ():
-            yield read, "process"
-        for of in kin:
-            for read in self._in_window(dest, of):
-                yield read, "pipeline"
+            yield read, "process", 0, 1.0
+        for each in kin:
+            for read in self._in_window(dest, each.of):
+                yield read, "pipeline", each.pid, each.most
 
     @staticmethod
-    def _earlier(dest: Dest, own: ReadsOf) -> Iterator[tuple[Read, Link]]:
+    def _earlier(dest: Dest, own: ReadsOf) -> "Iterator[_Near]":
         for read in islice(reversed(own.fresh), _MOST_EARLIER):
             if read.last_ms < dest.first_ms - _EARLIER_MS:
                 return
-            yield read, "process"
+            yield read, "process", 0, 1.0
 
     def _in_window(self, dest: Dest, of: ReadsOf) -> Iterator[Read]:
         """Fresh reads between the first sight of a file and its close, newest first."""
@@ -349,3 +482,8 @@ class Grading:
                 if dest.at_ms - read.last_ms <= _TIME_ALONE_MS:
                     same[read.opened] = read
         return [Left(next(iter(same.values())), dest.size, "time", 0.3)] if len(same) == 1 else []
+
+
+def _fits(read: Read, size: int | None) -> bool:
+    """Whether a read can be a file of this size, as far as either is known."""
+    return size is None or read.stat is None or read.stat[0] in (size, None)

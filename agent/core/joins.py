@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 
-from agent.core.facts import FileFact, Lost, Sized
+from agent.core.facts import FileFact, Lost, OpenFile, Sized
 from agent.core.grading import Dest, Grading, Left
 from agent.core.media import Mount
 from agent.core.people import People
@@ -49,7 +49,7 @@ class _Recent(NamedTuple):
 class Joins:
     """Fed with reads and with what happens on media; yields arrivals, at once or from `due`."""
 
-    def __init__(self, people: People, protected: Callable[[str], bool]) -> None:
+    def __init__(self, people: People, protected: Callable[[OpenFile], bool]) -> None:
         self._people = people
         self._grading = Grading(people, protected)
         self.reads = self._grading.reads
@@ -100,6 +100,7 @@ class Joins:
         left = self._grading.plain(dest)
         if left is not None:
             return self._arrive(dest, [left])
+        self._grading.wrote(dest)
         if self._grading.wanted:
             self._asking.append(dest.key)
         self._settle(dest, fact.at_ms + SETTLE_MS)
@@ -272,10 +273,13 @@ class Joins:
     def _arrive(self, dest: Dest, left: list[Left]) -> Arrival:
         self._unname(dest)
         if len(left) == 1 and left[0].link == "process":
-            self.reads.use(dest.pid, left[0].read)
+            self.reads.use(dest.pid, left[0].read, True)
         elif left:
-            for pid in (dest.pid, *self._people.kin(dest.pid)):
-                for each in left:
+            together = (dest.pid, *self._people.kin(dest.pid))
+            for each in left:
+                if each.pid:
+                    self.reads.use(each.pid, each.read)
+                for pid in together:
                     self.reads.use(pid, each.read)
         self._remember(dest.key, dest.size, dest.at_ms)
         return Arrival(dest.mount, dest.path, dest.size, dest.pid, dest.at_ms, left)

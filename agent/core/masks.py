@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from agent.core.media import clean
 
 MAX_ARGS, MAX_ARG, MAX_ARGV = 64, 256, 4_096
-_LOOKED_AT = 4 * MAX_ARG
+_LOOKED_AT = 3 * MAX_ARG
 _MAX_DEPTH = 3
 _MASK, _MORE = "***", "…"
 
@@ -61,7 +61,6 @@ SECRETS: dict[str, dict[str, str]] = {
     "mongo mongosh mongodump mongoexport mongorestore": {"-p": "short"},
     "redis-cli": {"-a": "short"},
     "ldapsearch ldapmodify ldapadd ldapwhoami": {"-w": "short"},
-    "docker podman": {"-p": "short"},
     "xfreerdp wlfreerdp": {"/p:": "rest"},
     "aws": {"aws_secret_access_key": "next", "aws_session_token": "next"},
     "sh bash dash ash ksh mksh zsh fish su runuser script flock": {"-c": "line"},
@@ -74,7 +73,7 @@ short     the rest of the word or, if there is none, the next argument; other on
 either    the rest of the word or, if there is none, the next argument
 rest      only the rest of the word
 two       the next two arguments
-source    as next, but of openssl's `pass:…`, `env:…`, `file:…`, `fd:…` and `stdin` only `pass:…` is one (openssl-passphrase-options(1))
+source    as next, but `env:…`, `file:…`, `fd:…` and `stdin` only say where it is (openssl-passphrase-options(1))
 after X   as short, but only what follows X, as in `user:secret`
 line      no secret, but a line for a shell
 """
@@ -91,7 +90,8 @@ _IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:)(?!\d{1,5}(?:[/?#]|
 _KEY = re.compile(r"((?:AKIA|ASIA)[A-Z0-9]{4})[A-Z0-9]{12,}|\b(gh[pousr]_|github_pat_|glpat-|xox[a-z]-)[A-Za-z0-9_-]{10,}")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization\s*:\s*(?:[a-z]+\s+)?|(?:set-)?cookie\s*:\s*)(\S.*)$", re.DOTALL)
-_SHELL_WORD = re.compile(r"""(?:[^\s'"\\|&;<>()`]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
+_SHELL_WORD = re.compile(r"""(?:\$'(?:[^'\\]|\\.)*'|[^\s'"\\|&;<>()`]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""", re.DOTALL)
+_QUOTED = re.compile(r"""\$'((?:[^'\\]|\\.)*)'|'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""", re.DOTALL)
 _BETWEEN = re.compile(r"[\s|&;<>()`]+")
 
 
@@ -110,7 +110,7 @@ def _pieces(line: str) -> Iterator[tuple[str, bool]]:
         word = None if found else _SHELL_WORD.match(line, at)
         if found is not None:
             yield found.group(), False
-        elif word is not None and "$'" not in word.group():
+        elif word is not None:
             yield word.group(), True
         else:
             raise _Unclear(line)
@@ -119,9 +119,16 @@ def _pieces(line: str) -> Iterator[tuple[str, bool]]:
 
 def _bare(word: str) -> str:
     """A shell's word without its quotes."""
-    if not ("'" in word or '"' in word or "\\" in word):
-        return word
-    return "".join(shlex.split(word)) or word
+    return _QUOTED.sub(_unquoted, word) if "'" in word or '"' in word or "\\" in word else word
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    dollar, single, double, escaped = found.groups()
+    if dollar is not None:
+        return re.sub(r"\\(.)", r"\1", dollar, flags=re.DOTALL)
+    if double is not None:
+        return re.sub(r'\\(["\\$`])', r"\1", double)
+    return single if single is not None else escaped or ""
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
@@ -151,16 +158,19 @@ class _Scan:
         self._depth = depth
         self._options: list[dict[str, str]] = []
         self._outer: list[list[dict[str, str]]] = []
+        self._ticked = False
         self._next = ""
         self._after_next = ""
 
     def between(self, text: str) -> None:
         """What stands between two words of a shell's line: `;`, `|` and `&` begin a command, brackets one inside another."""
         for sign in text:
-            if sign == "(":
+            if sign == "`":
+                self._ticked = not self._ticked
+            if sign == "(" or (sign == "`" and self._ticked):
                 self._outer.append(self._options)
                 self._options = []
-            elif sign == ")" and self._outer:
+            elif sign in ")`" and self._outer:
                 self._options = self._outer.pop()
             elif sign in ";|&\n" and not (sign == "&" and (">" in text or "<" in text)):
                 self._options = []
@@ -199,15 +209,13 @@ class _Scan:
             return None
         if word.startswith(option + "=") and kind != "two":
             return f"{option}={_value(word[len(option) + 1 :], kind)}"
-        if len(option) > 2 and option[:2] != "-h" and option[0] != "/":
-            return None
         if kind in ("rest", "either"):
             return option + _MASK if word.startswith(option) else None
-        if kind != "short" and kind[:5] != "after":
+        if len(option) != 2 or (kind != "short" and kind[:5] != "after"):
             return None
         cluster = re.match(rf"-[A-Za-z0-9]*?{re.escape(option[1:])}", word)
-        if cluster is None:
-            return None
+        if cluster is None or any(f"-{each}" in known for known in self._options for each in cluster.group()[1:-1]):
+            return None  # or the argument of an option before it
         rest = word[cluster.end() :]
         if rest:
             return cluster.group() + _value(rest, kind)
@@ -215,7 +223,7 @@ class _Scan:
         return word
 
     def _line(self, line: str, must: bool) -> str:
-        """A line for a shell. One that can't be taken apart: if it `must` be one, its first word, else masked between spaces."""
+        """A line for a shell. One that can't be taken apart: its first word if it `must` be one, else masked between spaces."""
         if self._depth >= _MAX_DEPTH:
             return _first(line)
         inner = _Scan(self._depth + 1)
@@ -229,8 +237,14 @@ class _Scan:
             if must:
                 return _first(line)
             inner = _Scan(_MAX_DEPTH)
-            return "".join(each if each.isspace() else inner.word(each) for each in re.findall(r"\s+|\S+", line))
+            return "".join(inner._rough_word(each) for each in re.findall(r"\s+|\S+", line))
         return "".join(out)
+
+    def _rough_word(self, piece: str) -> str:
+        """A piece of a line whose quotes make no sense: they are passed over."""
+        bare = piece.strip("'\"")
+        shown = self.word(bare) if bare and not bare.isspace() else bare
+        return piece if shown == bare else shown
 
     def _shell_word(self, piece: str) -> str:
         bare = _bare(piece)
@@ -266,11 +280,16 @@ def _plain(word: str) -> str:
 
 # -- names of files ----------------------------------------------------------------------------------------------------
 
-_FILES_ONLY = {"tar": 1, "bsdtar": 1, "7z": 1, "7za": 1, "7zr": 1, "7zz": 1, "rar": 1, "unrar": 1, "ar": 1} | dict.fromkeys(
-    "cp mv ln install rsync scp cat tee zip unzip gzip bzip2 xz zstd rm touch split base64 gpg ccrypt".split(), 0
-)
+_FILES_ONLY = {
+    name: commands
+    for commands, names in (
+        (0, "cp mv ln install rsync scp cat tee zip unzip gzip bzip2 xz zstd rm touch split base64 gpg ccrypt"),
+        (1, "tar bsdtar 7z 7za 7zr 7zz rar unrar ar"),
+    )
+    for name in names.split()
+}
 """Programs whose words are files, or may be; how many words that are not come first (`tar czf`, `7z a`)."""
-_SHELLS = frozenset("sh bash dash ash ksh mksh zsh fish su runuser script flock".split())
+_SHELLS = frozenset(name for name, options in _PROGRAMS.items() if "-c" in options)
 _OF_SYSTEM = ("/usr/bin/", "/usr/sbin/", "/usr/lib/", "/bin/", "/sbin/", "/dev/")
 _NO_NAME = re.compile(r"[\d./*~{}+;:-]*|-{1,2}[A-Za-z0-9-]*")
 _ASSIGNS = re.compile(r"(--[A-Za-z][A-Za-z-]*=|(?:if|of)=|[A-Z][A-Z0-9_]*=)(.*)$", re.DOTALL)
@@ -329,12 +348,8 @@ class _Discreet:
         command, self._commands = self._commands > 0, 0
         if _NO_NAME.fullmatch(word) or word in (_MASK, _MORE):
             return word
-        if (
-            not self._files_only
-            and (word in _FILES_ONLY or word in _SHELLS)
-            or word.startswith(_OF_SYSTEM)
-            and ".." not in word
-        ):
+        of_system = word.startswith(_OF_SYSTEM) and ".." not in word
+        if of_system or (not self._files_only and (word in _FILES_ONLY or word in _SHELLS)):
             self.program(word)
             return word
         if (assigns := _ASSIGNS.match(word)) is not None:
@@ -370,7 +385,7 @@ class _Discreet:
                     continue
                 bare = _bare(piece)
                 named = first and not _ASSIGNS.match(bare) and inner.program(bare)
-                shown = bare if named and "/" not in bare and bare.isascii() else inner.word(bare)
+                shown = bare if named and bare.isascii() and not set("./") & set(bare) else inner.word(bare)
                 first = first and not named
                 out.append(piece if shown == bare else shlex.quote(shown) if any(each.isspace() for each in shown) else shown)
         except _Unclear:

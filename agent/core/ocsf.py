@@ -65,7 +65,7 @@ _COPIED_OUT = CODES["file.copied_out"]
 class _Spoken:
     """A process as JSON, in the forms that events need."""
 
-    __slots__ = ("_bare", "_candidates", "_discreet", "_entry", "actor", "login", "process", "process_bare")
+    __slots__ = ("_bare", "_candidates", "_discreet", "_entry", "_held", "actor", "login", "process", "process_bare")
 
     def __init__(self, entry: Entry) -> None:
         process = entry.process
@@ -97,6 +97,7 @@ class _Spoken:
         self.process = Raw(_encode(bare))
         self._entry, self._bare = entry, bare
         self._candidates: list[str] | None = None
+        self._held: set[str] = set()
         self._discreet: tuple[object, Mount | None, list[str], Raw] = (None, None, [], self.process)
 
     def discreet(self, mount: Mount, copied: tuple[str, str], roots: tuple[str, ...]) -> Raw:
@@ -104,25 +105,31 @@ class _Spoken:
 
         A relative path counts as one of them if it is a part of it. What was encoded last is kept: copies come in storms.
         """
-        argv, held = self._entry.process.argv, {_last(each.path) for each in self._entry.files}
+        argv = self._entry.process.argv
         if self._candidates is None:
-            met: list[str] = []
-            discreet(argv, held, lambda place: met.append(place) or False)  # type: ignore[func-returns-value]
-            self._candidates = [place for place in met if not place.startswith("/")]
+            self._held = {_last(each.path) for each in self._entry.files}
+            self._candidates = candidates = []
+
+            def note(place: str) -> bool:
+                if not place.startswith("/"):
+                    candidates.append(place)
+                return False
+
+            discreet(argv, self._held, note)
         joined = f"{copied[0]}/\n{copied[1]}/"
         parts = [place for place in self._candidates if f"/{place}/" in joined]
         known_roots, known_mount, known_parts, raw = self._discreet
         if known_roots is roots and known_mount is mount and known_parts == parts:
             return raw
-        places = (*roots, mount.mount, mount.under)
+        places = [each.rstrip("/") + "/" for each in (*roots, mount.mount, mount.under) if each]
 
         def tell(place: str) -> bool:
             within = place.rstrip("/") + "/"
             if place.startswith("/"):
-                return any(within.startswith(each.rstrip("/") + "/") or (each + "/").startswith(within) for each in places)
+                return any(within.startswith(each) or each.startswith(within) for each in places)
             return place in parts
 
-        shown = structs.replace(self._bare, argv=discreet(argv, held, tell) or UNSET)
+        shown = structs.replace(self._bare, argv=discreet(argv, self._held, tell) or UNSET)
         raw = Raw(_encode(shown))
         self._discreet = (roots, mount, parts, raw)
         return raw

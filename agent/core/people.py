@@ -1,8 +1,8 @@
 """pid → who: process, parents, and the login user behind it; and how sure that is.
 
 Question: by whose hand? Owns: the process table (a value fed with ProcSeen and ProcGone, bounded, forgetting the dead after a
-while), kinship between processes (ancestors, descendants, shared pipes), the person at the active session, and the masking of secrets in
-argv. Must not know files, media or /proc. The login uid is the kernel's (`/proc/PID/loginuid`), which su and sudo keep.
+while), kinship between processes (ancestors, descendants, shared pipes), the person at the active session, and the masking
+of secrets in argv. Must not know files, media or /proc. The login uid is the kernel's (`/proc/PID/loginuid`), which su and sudo keep.
 A pid alone names nobody: an entry lives from one `start` to the next, and file facts may come after the process ended.
 """
 
@@ -151,14 +151,19 @@ class People:
         return list(dict.fromkeys((*self.piped(pid), *self.ancestors(pid))))
 
     def piped(self, pid: int) -> list[int]:
-        """Who shares a pipe with `pid`, over any number of stages. A pipe that everybody in a session inherited links nobody."""
+        """Who shares a pipe with `pid`, over any number of stages. One that everybody in a session inherited links nobody."""
         linked: dict[int, None] = {}
         todo = [pid]
         while todo and len(linked) < _MAX_KIN:
             here = todo.pop()
             for pipe, since_ms in (self._table[here].pipes if here in self._table else {}).items():
                 holders = self._holders.get(pipe, set())
-                if len(holders) < 2 or len(holders) > _CROWD or self._inherited(pipe, here, since_ms) or self._outlived(holders):
+                if (
+                    len(holders) < 2
+                    or len(holders) > _CROWD
+                    or self._inherited(pipe, here, since_ms)
+                    or self._outlived(holders)
+                ):
                     continue
                 for other in holders - {pid} - linked.keys():
                     if self._overlap(here, other):

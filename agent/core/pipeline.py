@@ -65,7 +65,7 @@ class Core:
         self._media, self._people, self._lineage = Media(), People(), Lineage()
         self._places = Places(self._media)
         self._history = history.History()
-        self._joins = Joins(self._people, self._places.is_protected)
+        self._joins = Joins(self._people, self._is_protected)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
         register = MediaRegister(config.agent, config.name)
         self._judging = Judging(self._people, self._media, self._places, register, self._writer, new_uid)
@@ -230,6 +230,8 @@ class Core:
             self._lineage.learn(fact.key, fact.old_path, old_root.path, "moved", fact.at_ms)
             if fact.is_dir and fact.path:
                 self._lineage.learn_dir(fact.path, fact.old_path, old_root.path, fact.at_ms)
+        elif fact.is_dir and fact.path and (origin := self._lineage.of(b"", fact.old_path + "/")) is not None:
+            self._lineage.learn_dir(fact.path, origin.path.rstrip("/"), origin.root, fact.at_ms)
 
     def _on_attributes(self, fact: facts.Attributes) -> Iterator[Event]:
         fact.path = clean_path(fact.path)
@@ -332,6 +334,10 @@ class Core:
     def _told(self, summary: history.Summary) -> Event:
         root = self._places.root(summary.whose.root)
         return self._writer.history(summary, root.label if root is not None else summary.whose.root, self._now_ms)
+
+    def _is_protected(self, file: facts.OpenFile) -> bool:
+        """Whether a file that a process holds is a protected one, wherever it lies now."""
+        return self._places.is_protected(file.path) or self._lineage.of(file.key, file.path) is not None
 
     def _origin(self, fact: facts.FileFact, old_root: ProtectedDir | None) -> Read | None:
         """The protected file that was renamed or linked onto a medium, as if it had been read."""

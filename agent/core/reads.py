@@ -128,13 +128,14 @@ class ReadsOf:
         "_used_by_size",
         "count",
         "fresh",
+        "joined",
         "used",
     )
 
     def __init__(self) -> None:
         self._places: dict[str, _Place] = {}
         self.count = 0
-        self._awake = False
+        self._awake = self.joined = False
         self.fresh: _Ordered = {}
         self.used: _Ordered = {}
         self._fresh_by_name: _Index = {}
@@ -227,6 +228,12 @@ class ReadsOf:
             read.stat = stat
             if stat[0] is not None and read in self.fresh:
                 _put(self._fresh_by_size, stat[0], read)
+
+    def opened(self, path: str) -> bool:
+        """Whether a file was opened by this path."""
+        end = path.rfind("/") + 1
+        place = self._places.get(path[:end])
+        return place is not None and path[end:] in place[1]
 
     def named(self, name: str) -> Iterator[Read]:
         """Reads of files of this name: fresh ones, those opened last first, then that which was used last."""
@@ -330,10 +337,11 @@ class Reads:
         of = self._of.get(pid)
         return None if of is None else of.wake()
 
-    def use(self, pid: int, read: Read) -> None:
-        """A join took the file of `read`, which `pid` may have read."""
+    def use(self, pid: int, read: Read, own: bool = False) -> None:
+        """A join took the file of `read`, which `pid` may have read; `own`: it wrote it itself, without a pipe (`joined`)."""
         of = self._of.get(pid)
         if of is not None:
+            of.joined |= own
             self._count -= of.use(read)
 
     def learn(self, pid: int, read: Read, stat: Stat) -> None:
