@@ -117,6 +117,16 @@ def test_the_other_end_of_a_pipe_ended_before_anyone_could_look(ws):
     assert all(event.link == "pipeline" and event.confidence <= 0.5 for event in ws.all("file.copied_out"))
 
 
+def test_a_stage_between_that_opens_no_file(ws):
+    """`cat a | base64 | split`: nobody tells base64, so the two ends share no pipe."""
+    cat = ws.run("cat", pipes=[21]).read("a.csv")
+    ws.run("split", pipes=[22]).create(f"{ws.stick}/x").close(f"{ws.stick}/x", 405_000)
+    cat.end()
+    ws.wait(1)
+    event = ws.only("file.copied_out")
+    assert event.link == "pipeline" and event.confidence <= 0.5
+
+
 def test_without_a_pipe_a_sibling_that_read_is_nobody(ws):
     ws.run("", known="cached").read("a.csv")
     ws.run("python3").create(f"{ws.stick}/x").close(f"{ws.stick}/x", 280_000)

@@ -182,17 +182,26 @@ class People:
                 yield entry
 
     def beside(self, pid: int, since_ms: int) -> Iterator[Entry]:
-        """Who may be the other end of a pipe of `pid`, if it holds one of its own: processes of the same parent (or of a
-        subshell of it) that lived meanwhile, and of which no look came in time to tell their pipes."""
+        """Who may have fed a pipe of `pid` whose other end nobody told: processes of the same parent (or of a subshell of it)
+        that lived meanwhile, with such a pipe too (a stage between them opens no file), or that no look caught in time."""
         entry = self._table.get(pid)
-        if entry is None or not any(not self._inherited(pipe, pid, held_ms) for pipe, held_ms in entry.pipes.items()):
+        if entry is None or not self._open_ended(entry):
             return
         parent = next(self.ancestors(pid), 0)
         for other in self.descendants(parent, since_ms) if parent else ():
             near = [each.pid for each in other.process.parents[:_NEAR_GENERATIONS]] or [other.process.ppid]
             alive = other.gone_ms is None or other.gone_ms >= entry.first_ms
-            if not other.pipes and alive and other is not entry and parent in near and pid not in near:
+            below = other is not entry and parent in near and pid not in near
+            if alive and below and (not other.pipes or self._open_ended(other)):
                 yield other
+
+    def _open_ended(self, entry: Entry) -> bool:
+        """Whether it holds a pipe of its own that nobody else was seen to hold."""
+        pid = entry.process.pid
+        return any(
+            len(self._holders.get(pipe, ())) < 2 and not self._inherited(pipe, pid, since_ms)
+            for pipe, since_ms in entry.pipes.items()
+        )
 
     def _inherited(self, pipe: int, pid: int, since_ms: int) -> bool:
         """Whether an ancestor was seen to hold this pipe well before `pid` was seen at all: then it is not a pipeline's own."""

@@ -230,8 +230,8 @@ class Core:
             self._lineage.learn(fact.key, fact.old_path, old_root.path, "moved", fact.at_ms)
             if fact.is_dir and fact.path:
                 self._lineage.learn_dir(fact.path, fact.old_path, old_root.path, fact.at_ms)
-        elif fact.is_dir and fact.path and (origin := self._lineage.of(b"", fact.old_path + "/")) is not None:
-            self._lineage.learn_dir(fact.path, origin.path.rstrip("/"), origin.root, fact.at_ms)
+        elif fact.is_dir and fact.path and (known := self._lineage.of(b"", fact.old_path + "/")) is not None:
+            self._lineage.learn_dir(fact.path, known.path.rstrip("/"), known.root, fact.at_ms)
 
     def _on_attributes(self, fact: facts.Attributes) -> Iterator[Event]:
         fact.path = clean_path(fact.path)
