@@ -130,13 +130,18 @@ def commands() -> Iterator[str]:
 PARTS = {"commands": commands, "events": events, "sekisho": sekisho, "wire": wire_types, "facts": fact_types}
 
 
+def _literal(text: str) -> str:
+    """`text` as the template of `re.sub` that stands for it."""
+    return text.replace("\\", r"\\")
+
+
 def with_parts(page: str) -> str:
     """`page` with every generated part as the code has it now."""
     for name, make in PARTS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert pattern.search(page), f"docs/reference.md lacks the marks <!-- {name} --> and <!-- /{name} -->"
         text = "\n".join(make()) + "\n"
-        page = pattern.sub(lambda found, text=text: found[1] + text + found[2], page)
+        page = pattern.sub(rf"\g<1>{_literal(text)}\g<2>", page)
     return page
 
 

@@ -283,7 +283,7 @@ def test_the_example_configuration_shows_every_key_with_its_default() -> None:
             table = header[1]
         elif key := re.match(r"([a-z_]+) = ", line):
             tables.setdefault(table, set()).add(key[1])
-    inner = {
+    inner: dict[str, type[msgspec.Struct]] = {
         "agent": config.Agent,
         "agent.protect": config.Protect,
         "agent.collector": config.CollectorLink,

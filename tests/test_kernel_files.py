@@ -130,7 +130,10 @@ def test_hard_links_are_seen_under_every_name(files: Fanotify, protected: Path, 
     try:
         again.watch_tree(str(protected))
         run(f"cat {tmp_path}/old-link")
-        assert [fact.path for fact in again.drain(1) if isinstance(fact, Opened)] == [f"{tmp_path}/old-link"]
+        whose, opened = again.drain(1)
+        assert isinstance(whose, Attributes) and isinstance(opened, Opened) and opened.path == f"{tmp_path}/old-link"
+        assert (whose.key, whose.path, whose.links, whose.pid) == (opened.key, f"{protected}/2026/b.csv", 2, 0)
+        assert list(again.sweep(2)) == [], "said once"
         os.link(protected / "a.csv", tmp_path / "new-link")  # the kernel tells nobody
         noticed = until(lambda: again.sweep(2), lambda facts: bool(facts))
         assert isinstance(noticed[0], Attributes) and noticed[0].links == 2 and noticed[0].path == str(protected / "a.csv")

@@ -1,13 +1,15 @@
 """Which protected reads are in a file that arrived on a medium, and how sure that is.
 
 Question: what is in there? Owns: what links a destination to protected reads: by process, by pipeline (kin that shares a
-pipe, or an ancestor), by time where nobody knows the writer; each with its confidence; and of which reads a size must be
+pipe, an ancestor, children that inherited the destination), by time where nobody knows the writer; each with its
+confidence; and of which reads a size must be
 looked up for that (`wanted`, answered by Sized facts), as only few of all that is read is ever written. Must not know when a
 file has settled (`joins`), events, approvals or limits. The ways and the innocent doings that the rules were measured on:
 docs/limits.md.
 
-In this order: name and size; explained by an unprotected file of that size that the writer holds; size alone; a container or
-transformation of all that was read meanwhile, if enough bytes arrived. Of several reads of one name, that which was opened
+In this order: name and size; explained by an unprotected file of that size that the writer holds, unless what was read
+explains it as well; size alone; a container or transformation of all that was read meanwhile, if enough bytes arrived, in this
+file or in all that its writer cut it into. Of several reads of one name, that which was opened
 last before the destination was made, then that whose path ends most like the destination's.
 """
 

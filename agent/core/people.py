@@ -2,7 +2,8 @@
 
 Question: by whose hand? Owns: the process table (a value fed with ProcSeen and ProcGone, bounded, forgetting the dead after a
 while), kinship between processes (ancestors, descendants, shared pipes), the person at the active session, and the masking
-of secrets in argv. Must not know files, media or /proc. The login uid is the kernel's (`/proc/PID/loginuid`), which su and sudo keep.
+of secrets in argv. Must not know files, media or /proc. The login uid is the kernel's (`/proc/PID/loginuid`), which su and
+sudo keep.
 A pid alone names nobody: an entry lives from one `start` to the next, and file facts may come after the process ended.
 """
 

@@ -2,9 +2,9 @@
 # (paths are raw bytes here, and pathlib knows only text)
 """Which files are opened, written, renamed and removed, in protected directories and on media: fanotify(7).
 
-Owns: two notification groups and what is read from them (where their marks lie, and the way from a handle to a path, is in
-`marks.py`). Protected trees carry a mark on every directory (work elsewhere costs nothing) and on single files that are
-reached from elsewhere too: hard links, moved-out files. A medium with a file system of its own carries one mark on that
+Owns: two notification groups and what is read from them (where their marks lie is in `marks.py`, the way from a handle to a
+path in `paths.py`). Protected trees carry a mark on every directory (work elsewhere costs nothing) and on single files that
+are reached from elsewhere too: hard links, moved-out files. A medium with a file system of its own carries one mark on that
 file system; a plain folder, marks on its directories; a file system that refuses handles (exfat, FUSE, a btrfs subvolume)
 is read through the second, descriptor group, which tells finished writes only. Facts for unprotected and protected paths
 look the same: what a path means is the core's to know. Must not know: processes (it names pids, and `on_pid` lets the
@@ -24,18 +24,23 @@ from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fac
 from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import FIRST as _FIRST
 from agent.sense.fanotify_events import FIXED, Names, heads, names
-from agent.sense.looking import Growing, Sweep, found, lstat
-from agent.sense.marks import Marks, Paths, Seen, real
+from agent.sense.looking import Growing, Sweep, found, links, lstat
+from agent.sense.marks import Marks, Seen, real
+from agent.sense.paths import Paths
 
 _CACHED = 4096
 _WRITERS = 1024
 _MISSED = 256
+_TOO_LONG = 4096  # PATH_MAX
+_NAMELESS = 256
+_SAY_MOVED_MS = 5_000  # longer than a tick of the daemon, which asks for `coverage`
 _READ_BYTES = 1 << 18
 _READS = 16  # buffers in one drain, so that a storm can't keep the daemon from its other sensors
 
 OnPid = Callable[[int], None]
 _Folder = tuple[bytes, str, bool]
 _OPEN, _CREATE, _CLOSE_WRITE = kernel.FAN_OPEN, kernel.FAN_CREATE, kernel.FAN_CLOSE_WRITE
+_SELF = kernel.FAN_MOVE_SELF | kernel.FAN_DELETE_SELF
 _STORMS = _OPEN | _CREATE | _CLOSE_WRITE
 _DFID_NAME, _FID = kernel.FAN_EVENT_INFO_TYPE_DFID_NAME, kernel.FAN_EVENT_INFO_TYPE_FID
 
@@ -67,6 +72,8 @@ class Fanotify:
         self._inside: list[tuple[int, list[Seen]]] = []
         self._told: set[bytes] = set()
         self._missed: set[bytes] = set()
+        self._nameless: dict[bytes, bool] = {}
+        self._moved: dict[bytes, int] = {}
 
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory with all below it, on its own file system. Raises SensorError if it can't be."""
@@ -82,7 +89,8 @@ class Fanotify:
         """Forget a medium or a tree; its marks go too, unless the kernel took them at unmount."""
         root = self._marks.remove(real(os.fsencode(mount)))
         if root is not None:
-            self._forget_paths()
+            self._paths.drop(root)
+            self._folders.clear()
             self._growing.forget(root)
 
     def follow(self, path: str) -> bool:
@@ -101,6 +109,7 @@ class Fanotify:
         `on_pid` is called for each pid of a buffer before any path in it is resolved, so that short-lived programs are looked
         at while they are there; for every buffer anew, so remember whom you have looked at.
         """
+        yield from links(self._marks, now_ms)
         for _ in range(_READS):
             try:
                 buffer = os.read(self._group, _READ_BYTES)
@@ -127,7 +136,8 @@ class Fanotify:
 
     def sweep(self, now_ms: int) -> Iterator[Fact]:
         """A few hundred files of the protected trees, each call the next ones: those reached by more than one name."""
-        return self._sweep.some(now_ms)
+        yield from links(self._marks, now_ms)
+        yield from self._sweep.some(now_ms)
 
     def rescan(self, mount: str, now_ms: int, since_ms: int = 0) -> Iterator[Fact]:
         """Found for each file below `mount` changed (ctime or mtime) at or after `since_ms`."""
@@ -157,6 +167,15 @@ class Fanotify:
         for path in sorted(self._marks.cut):
             blind.append("search_cut_short")
             why.append(f"{path_text(path)} could not be searched to its end")
+        for root in trees:
+            now = self._paths.where(root)
+            name = path_text(root.path)
+            if now and now != root.path:
+                blind.append("protected_moved")
+                why.append(f"{name} was renamed to {path_text(now)}; what is done in it is told as if it were in its place")
+            elif abs(now_ms - self._moved.get(root.path, -_SAY_MOVED_MS)) < _SAY_MOVED_MS:
+                blind.append("protected_moved")
+                why.append(f"{name} was renamed or removed a moment ago")
         ok = not why
         counts = f"{self._marks.count} marks on {len(self._marks.roots)} directories and media"
         if self._paths.unresolved:
@@ -206,7 +225,7 @@ class Fanotify:
             path = folder[1] + (str(name, "ascii") if name.isascii() and b"\\" not in name else path_text(name))
             key = buffer[second + 4 : second + FIXED + _FIRST(buffer, second)[2]]
             if mask == _OPEN:
-                if pid in writers and (seen := lstat(raw)):
+                if pid in writers and (seen := lstat(raw) or self._by_handle(key)[1]):
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size, inode=seen.st_ino)
                 else:
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path)
@@ -216,16 +235,55 @@ class Fanotify:
                     self._writes(pid)
                 if mask & _CREATE:
                     if mask == _CREATE:
-                        self._growing.begin(key, raw, pid)
-                    yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
+                        yield from self._created(pid, key, raw, path, now_ms)
+                    else:
+                        yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
                 if mask & _CLOSE_WRITE:
-                    growing.end(key)
-                    seen = lstat(raw)
-                    yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size if seen else None)
+                    made = growing.end(key)
+                    if seen := lstat(raw):
+                        yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size)
+                    else:
+                        yield self._closed(pid, key, raw, path, made, now_ms)
             else:
                 yield from self._happened(mask, pid, Names(key, handle, name), now_ms)
 
+    def _created(self, pid: int, key: bytes, raw: bytes, path: str, now_ms: int) -> Iterator[Fact]:
+        """A file was made on a medium; if it was finished before it had this name (linkat(2)), its end is told too."""
+        closed = self._nameless.pop(key, None)
+        if closed:
+            return  # told, size and all, when it was closed
+        yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
+        seen = lstat(raw) or self._by_handle(key)[1]
+        if seen and seen.st_size and (seen.st_nlink > 1 or closed is not None):
+            yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size)
+        else:
+            self._growing.begin(key, raw, pid)
+
+    def _closed(self, pid: int, key: bytes, raw: bytes, path: str, made: bytes, now_ms: int) -> Closed:
+        """A written file was closed that is not at its path: removed, moved along with its directory, or made without a name.
+
+        `made` is where it was made, if that was told. A file made by O_TMPFILE is called "#INODE" until it gets its name.
+        """
+        now, seen = self._by_handle(key)
+        if seen is None:
+            return Closed(at_ms=now_ms, pid=pid, key=key, path=path)
+        first = raw.rpartition(b"/")[2] == b"#%d" % seen.st_ino
+        if first or not path.startswith("/"):
+            named = next((each for each in (now, made) if _is_at(each, seen)), b"")
+            path = path_text(named) if named else path
+        if first and not made:  # how it gets its name is not told yet
+            self._nameless = dict([*self._nameless.items(), (key, seen.st_nlink > 0)][-_NAMELESS:])
+        size = seen.st_size if seen.st_nlink else None
+        return Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=size)
+
+    def _by_handle(self, key: bytes) -> tuple[bytes, os.stat_result | None]:
+        """Where a file is by its handle, and its status: the way that costs an open, for when the path leads nowhere."""
+        return self._paths.look(key) or (b"", None)
+
     def _rarely(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
+        if mask & _SELF:
+            self._went_away(told.dir or told.target, now_ms)
+            mask &= ~_SELF
         if mask & kernel.FAN_ONDIR:
             if mask & ~(kernel.FAN_OPEN | kernel.FAN_ONDIR | kernel.FAN_DELETE):
                 yield from self._directory(mask, pid, told, now_ms)
@@ -235,6 +293,13 @@ class Fanotify:
             yield from self._renamed(pid, told, now_ms)
         else:
             yield from self._happened(mask, pid, told, now_ms)
+
+    def _went_away(self, handle: bytes, now_ms: int) -> None:
+        """A protected directory itself was renamed or removed."""
+        self._forget_paths()
+        for root in self._marks.roots.values():
+            if root.handle == handle:
+                self._moved[root.path] = now_ms
 
     def _folder(self, handle: bytes) -> _Folder:
         """A directory by its handle: its path with "/" at the end, raw and as text, and whether it lies on a medium."""
@@ -266,7 +331,9 @@ class Fanotify:
             return  # the last name of a file marked by itself is gone, which its directory told
         if medium and self.want_sizes:
             self._writes(pid)
-        seen = lstat(raw) if mask != _OPEN or pid in self._writers else None
+        seen = None
+        if mask != _OPEN or pid in self._writers:
+            seen = lstat(raw) or self._by_handle(key)[1]
         size, inode = (seen.st_size, seen.st_ino) if seen else (None, None)
         if mask & _CREATE:
             if medium:
@@ -278,8 +345,8 @@ class Fanotify:
         if mask & _OPEN:
             yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=size, inode=inode)
         if mask & kernel.FAN_ATTRIB:
-            links = seen.st_nlink if seen else None
-            yield Attributes(at_ms=now_ms, pid=pid, key=key, path=path, inode=inode, links=links)
+            count = seen.st_nlink if seen else None
+            yield Attributes(at_ms=now_ms, pid=pid, key=key, path=path, inode=inode, links=count)
             if seen and seen.st_nlink > 1:
                 self._marks.mark_link(key, raw, seen)
         if mask & _CLOSE_WRITE:
@@ -298,7 +365,7 @@ class Fanotify:
             if raw:
                 self._marks.mark_file(raw)
         self._growing.renamed(told.target, raw)
-        seen = lstat(raw)
+        seen = lstat(raw) or self._by_handle(told.target)[1]
         size = seen.st_size if seen else None
         yield Moved(at_ms=now_ms, pid=pid, key=told.target, path=path, old_path=old_path, size=size)
 
@@ -324,10 +391,12 @@ class Fanotify:
             try:
                 self._marks.search(root, raw, inside)
             except OSError:  # it has another name by now, or is gone again
-                raw, _ = self._paths.resolve(told.target)
+                there = self._by_handle(told.target)[0] or raw
                 try:
-                    self._marks.search(root, raw, inside)
+                    self._marks.search(root, there, inside)
                 except OSError:
+                    if len(there) >= _TOO_LONG:
+                        self._marks.cut.add(root.path)
                     self._missed = {*list(self._missed)[-_MISSED:], told.target}  # should it be renamed: then
                     return
             self._missed.discard(told.target)
@@ -373,3 +442,8 @@ class Fanotify:
     def _forget_paths(self) -> None:
         self._paths.forget()
         self._folders.clear()
+
+
+def _is_at(path: bytes, seen: os.stat_result) -> bool:
+    there = lstat(path)
+    return there is not None and (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from agent.contract.event import path_text
 from agent.core.facts import Attributes, Fact, Found, Grown
-from agent.sense import kernel
-from agent.sense.marks import Marks, Root, Seen
+from agent.sense.marks import Marks, Root, Seen, key_of
 
 _MOST_GROWING = 4096
 _SWEEP = 400
+_LINKS = 2000
 
 
 @dataclass(slots=True)
@@ -39,9 +39,10 @@ class Growing:
             self._files.pop(next(iter(self._files)))
         self._files[key] = _Growing(path, pid)
 
-    def end(self, key: bytes) -> None:
-        """It was closed, or is gone."""
-        self._files.pop(key, None)
+    def end(self, key: bytes) -> bytes:
+        """It was closed, or is gone. The path it was made at; empty if that is not known."""
+        file = self._files.pop(key, None)
+        return file.path if file else b""
 
     def renamed(self, key: bytes, path: bytes) -> None:
         """It has another name."""
@@ -92,8 +93,7 @@ class Sweep:
                 return
             if step is not None:
                 key, (raw, seen) = step
-                path = path_text(raw)
-                yield Attributes(at_ms=now_ms, pid=0, key=key, path=path, inode=seen.st_ino, links=seen.st_nlink)
+                yield _linked(key, raw, seen, now_ms)
 
     def _pass(self) -> Iterator[tuple[bytes, Seen] | None]:
         """A step a directory and a file."""
@@ -102,10 +102,17 @@ class Sweep:
                 for files in self._marks.visit(root, root.path, again=True):
                     yield None
                     for path, seen in files:
-                        linked = seen.st_nlink > 1 and (key := _key(path)) and self._marks.mark_link(key, path, seen)
+                        linked = seen.st_nlink > 1 and (key := key_of(path)) and self._marks.mark_link(key, path, seen)
                         yield (key, (path, seen)) if linked else None
             except OSError:
                 continue  # the root is gone; the daemon waits for it
+
+
+def links(marks: Marks, now_ms: int) -> Iterator[Fact]:
+    """Attributes for each file with several names that a search has found; at most `_LINKS` of them in one call."""
+    told, marks.fresh_links = marks.fresh_links[:_LINKS], marks.fresh_links[_LINKS:]
+    for key, (raw, seen) in told:
+        yield _linked(key, raw, seen, now_ms)
 
 
 def found(files: Iterable[Seen], now_ms: int, pid: int, since_ms: int, told: set[bytes]) -> Iterator[Fact]:
@@ -114,7 +121,7 @@ def found(files: Iterable[Seen], now_ms: int, pid: int, since_ms: int, told: set
         changed_ms = int(max(seen.st_mtime, seen.st_ctime) * 1000)
         if not stat.S_ISREG(seen.st_mode) or changed_ms < since_ms:
             continue
-        key, modified_ms = _key(raw), int(seen.st_mtime * 1000)
+        key, modified_ms = key_of(raw), int(seen.st_mtime * 1000)
         if key and key not in told:
             yield Found(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=seen.st_size, modified_ms=modified_ms)
 
@@ -127,8 +134,5 @@ def lstat(raw: bytes) -> os.stat_result | None:
         return None
 
 
-def _key(raw: bytes) -> bytes:
-    try:
-        return kernel.file_key(raw)
-    except OSError:
-        return b""  # removed meanwhile
+def _linked(key: bytes, raw: bytes, seen: os.stat_result, now_ms: int) -> Attributes:
+    return Attributes(at_ms=now_ms, pid=0, key=key, path=path_text(raw), inode=seen.st_ino, links=seen.st_nlink)

@@ -1,6 +1,6 @@
-# ruff: noqa: PTH112, PTH115, PTH116
+# ruff: noqa: PTH112, PTH116
 # (paths are raw bytes here, and pathlib knows only text)
-"""Where fanotify's marks lie: protected trees, media, single files; the search that marks each directory; handles to paths.
+"""Where fanotify's marks lie: protected trees, media, single files; the search that marks each directory.
 
 Owns: the list of watched roots, and which way each is watched: a mark on every directory ("directories"), one on a file
 system of its own ("filesystem"), or one in the descriptor group where file handles are refused ("descriptors"). Must not
@@ -21,13 +21,17 @@ from agent.sense import SensorError, kernel
 _DIRS = kernel.FAN_ONDIR | kernel.FAN_EVENT_ON_CHILD
 _WRITES = kernel.FAN_CREATE | kernel.FAN_CLOSE_WRITE | kernel.FAN_DELETE | kernel.FAN_RENAME
 _TREE = kernel.FAN_OPEN | kernel.FAN_ATTRIB | _WRITES | _DIRS
+_SELF = kernel.FAN_MOVE_SELF | kernel.FAN_DELETE_SELF
 _FOLDER = _WRITES | _DIRS
 _FILESYSTEM = _WRITES | kernel.FAN_ONDIR
 _FILE = kernel.FAN_OPEN | kernel.FAN_CLOSE_WRITE | kernel.FAN_ATTRIB
 _SYSTEM = (b"/", b"/usr", b"/var", b"/etc", b"/home", b"/boot", b"/dev", b"/run")
 _SEARCH_MAX = 200_000
 _LINKS_MAX = 100_000
-_CACHED = 4096
+_FRESH_MAX = 20_000
+_REPLACED_MAX = 64
+_NAME_MAX = 255
+_PATH_MAX = 4096
 
 Seen = tuple[bytes, os.stat_result]
 """A file's path and its lstat"""
@@ -37,7 +41,8 @@ Seen = tuple[bytes, os.stat_result]
 class Root:
     """A watched tree or medium. `way`: "directories", "filesystem", or "descriptors" (finished writes only).
 
-    `opaque`: its handles can't be opened (overlay), so the path of each marked directory is kept.
+    `opaque`: its handles can't be opened (overlay), so the path of each marked directory is kept. `handle` names its own
+    directory, with fsid, wherever that is moved.
     """
 
     path: bytes
@@ -47,11 +52,13 @@ class Root:
     medium: bool
     way: str = "directories"
     opaque: bool = False
+    handle: bytes = b""
 
-    @property
-    def mask(self) -> int:
-        """What is asked of each directory."""
-        return _FOLDER if self.medium else _TREE
+    def mask(self, folder: bytes) -> int:
+        """What is asked of a directory: of a protected root also, whether it goes away itself."""
+        if self.medium:
+            return _FOLDER
+        return _TREE | _SELF if folder == self.path else _TREE
 
     def covers(self, path: bytes) -> bool:
         """Whether `path` is it or below it."""
@@ -62,26 +69,35 @@ class Marks:
     """The marks of two groups: `group` tells handles and names, `plain` descriptors. `count` is of marks put and not taken.
 
     `kept`: fsid and handle of a directory → its path, where the kernel will not tell the path (`Root.opaque`).
+    `replaced`: by handle, protected directories in whose place there is another one now; they are protected all the same.
+    `fresh_links`: key and file of each protected file that a search found to have several names; whoever reads it empties it.
     """
 
     def __init__(self, group: int, plain: int) -> None:
         self._group, self._plain = group, plain
         self.roots: dict[bytes, Root] = {}
+        self.replaced: dict[bytes, Root] = {}
         self.count = 0
         self.cut: set[bytes] = set()
         self.kept: dict[bytes, bytes] = {}
+        self.fresh_links: list[tuple[bytes, Seen]] = []
         self._linked: set[bytes] = set()
 
     def add_tree(self, path: str) -> bool:
         """Mark a protected directory and all below; False if it is already. Raises SensorError."""
         root = _root(os.fsencode(path), medium=False)
         known = self.roots.get(root.path)
-        if known and (known.dev, known.ino, known.medium) == (root.dev, root.ino, False):
+        if known and (known.handle, known.medium) == (root.handle, False):
             return False
         try:
             self.search(root, root.path)
         except OSError as error:
             raise SensorError(f"{path}: can't be watched ({error.strerror}); protect a directory on a local disk") from None
+        if known and not known.medium:
+            self.replaced[known.handle] = known
+            if len(self.replaced) > _REPLACED_MAX:
+                del self.replaced[next(iter(self.replaced))]
+        self.replaced.pop(root.handle, None)
         self.roots[root.path] = root
         return True
 
@@ -110,6 +126,7 @@ class Marks:
         if root is None:
             return None
         self.cut.discard(path)
+        self.replaced = {handle: other for handle, other in self.replaced.items() if other.path != path}
         twins = [other for other in self.roots.values() if other.fsid == root.fsid and other.way == root.way]
         try:
             if os.stat(path).st_dev != root.dev:
@@ -171,8 +188,10 @@ class Marks:
                 found += below
             if not root.medium and not remove:
                 for path, seen in below:
-                    if seen.st_nlink > 1:
-                        self.mark_link(kernel.file_key(path), path, seen)
+                    if seen.st_nlink < 2 or len(self.fresh_links) >= _FRESH_MAX:
+                        continue  # the sweep comes to those that are too many
+                    if (key := key_of(path)) and self.mark_link(key, path, seen):
+                        self.fresh_links.append((key, (path, seen)))
             if files > _SEARCH_MAX and root.medium:
                 self.cut.add(root.path)
                 return
@@ -194,13 +213,13 @@ class Marks:
             yield files
 
     def _directory(self, root: Root, folder: bytes, remove: bool) -> tuple[list[bytes], list[Seen]]:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _open_folder(folder)
         try:
             if os.fstat(fd).st_dev != root.dev:
                 return [], []
             if root.way == "directories":
                 action = kernel.FAN_MARK_REMOVE if remove else kernel.FAN_MARK_ADD
-                kernel.fanotify_mark(self._group, action | kernel.FAN_MARK_ONLYDIR, root.mask, None, fd)
+                kernel.fanotify_mark(self._group, action | kernel.FAN_MARK_ONLYDIR, root.mask(folder), None, fd)
             if root.opaque and not remove:
                 self.kept[root.fsid + kernel.identity_handle(b"", kernel.AT_EMPTY_PATH, fd)] = folder
             below: list[bytes] = []
@@ -237,69 +256,6 @@ class Marks:
         return system_devices() | {root.dev for root in self.roots.values() if not root.medium}
 
 
-class Paths:
-    """From file handles to paths, by way of a root on the same file system, which is opened for some 20 us only."""
-
-    def __init__(self, marks: Marks) -> None:
-        self._marks = marks
-        self._dirs: dict[bytes, tuple[bytes, str]] = {}
-        self.unresolved = 0
-
-    def of(self, handle: bytes) -> tuple[bytes, str]:
-        """The path of a directory, raw and as text; remembered."""
-        known = self._dirs.get(handle)
-        if known is None:
-            known = self.resolve(handle)
-            if known[0]:
-                if len(self._dirs) >= _CACHED:
-                    for old in list(self._dirs)[: _CACHED // 4]:
-                        del self._dirs[old]
-                self._dirs[handle] = known
-        return known
-
-    def join(self, folder: bytes, name: bytes) -> tuple[bytes, str]:
-        """The path of `name` in a directory; of the directory itself if the name is "." or empty."""
-        if not folder:
-            return b"", ""
-        raw, text = self.of(folder)
-        if name == b"." or not name:
-            return raw, text
-        return (raw + b"/" + name, f"{text}/{path_text(name)}") if raw else (name, path_text(name))
-
-    def resolve(self, handle: bytes) -> tuple[bytes, str]:
-        """The path of a handle now, by way of a root on its file system; empty when the file is gone (ESTALE is normal)."""
-        kept = self._marks.kept.get(handle)
-        if kept is not None:
-            return kept, path_text(kept)
-        system, opaque = handle[:8], handle[8:]
-        for root in self._marks.roots.values():
-            if root.fsid != system:
-                continue
-            try:
-                mount = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                if kernel.fsid(mount) == system:  # else unmounted since: a handle means another file there
-                    fd = kernel.open_by_handle_at(mount, opaque)
-                    try:
-                        raw = os.readlink(b"/proc/self/fd/%d" % fd)
-                    finally:
-                        os.close(fd)
-                    if raw.startswith(b"/") and not raw.endswith(b" (deleted)"):
-                        return raw, path_text(raw)
-            except OSError:
-                continue
-            finally:
-                os.close(mount)
-        self.unresolved += 1
-        return b"", ""
-
-    def forget(self) -> None:
-        """A directory has another path now."""
-        self._dirs.clear()
-
-
 def system_devices() -> set[int]:
     """st_dev of the file systems that carry the system: no hold, and no whole-file-system mark, may go on them."""
     return {os.stat(path).st_dev for path in _SYSTEM if os.path.isdir(path)}
@@ -324,11 +280,12 @@ def _root(path: bytes, medium: bool) -> Root:
     try:
         found = os.stat(raw)
         system = kernel.fsid(raw)
+        handle = kernel.file_key(raw, follow=True)
     except OSError as error:
         raise SensorError(f"{path_text(path)}: {error.strerror}; it will be watched as soon as it is there") from None
     if not stat.S_ISDIR(found.st_mode):
         raise SensorError(f"{path_text(path)}: is not a directory; only directories can be watched")
-    return Root(raw, found.st_dev, found.st_ino, system, medium, opaque=_opaque(raw))
+    return Root(raw, found.st_dev, found.st_ino, system, medium, opaque=_opaque(raw), handle=handle)
 
 
 def _opaque(path: bytes) -> bool:
@@ -345,3 +302,27 @@ def _opaque(path: bytes) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def _open_folder(path: bytes) -> int:
+    """A directory's descriptor, in several steps where the path is longer than open(2) takes (PATH_MAX)."""
+    here: int | None = None
+    try:
+        while len(path) >= _PATH_MAX:
+            cut = path.rindex(b"/", 0, _PATH_MAX - _NAME_MAX) + 1
+            below = os.open(path[:cut], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            if here is not None:
+                os.close(here)
+            here, path = below, path[cut:]
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+    finally:
+        if here is not None:
+            os.close(here)
+
+
+def key_of(path: bytes) -> bytes:
+    """A file's key, empty if it is gone."""
+    try:
+        return kernel.file_key(path)
+    except OSError:
+        return b""
