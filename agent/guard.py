@@ -1,7 +1,7 @@
 """A sensor pointed at ourselves: the clock, the sign of life, the agent's own files.
 
 Owns: noticing that the wall clock jumped against the monotonic one, that a former run ended without a word (so that what
-the kernel told a dead agent is said to be lost), that the key, the spool or the configuration changed under us. Must not
+the kernel told a dead agent is said to be lost), that the key or the spool changed under us. Must not
 know how any of it is reported. The sign of life is the modification time of `STATE/alive`, which costs no fsync.
 """
 

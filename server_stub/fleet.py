@@ -98,7 +98,7 @@ def row(machine: Machine, enrolled_at: int, latest: dict[str, bytes]) -> AgentRo
     """The fleet's line for a machine; `latest` maps an `agent.*` code (`agent.sensors/NAME`) to its newest event's bytes."""
     sensors = [_detail(raw) for code, raw in sorted(latest.items()) if code.startswith("agent.sensors/")]
     newest = latest.get("agent.heartbeat") or latest.get("agent.started")
-    digest = _detail(latest.get("agent.config")).get("digest")
+    digest = _detail(latest.get("agent.config")).get("config_digest")
     failing = [detail for detail in sensors if detail.get("ok") is not True]
     waiting = _detail(latest.get("agent.heartbeat")).get("waiting")
     return AgentRow(

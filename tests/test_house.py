@@ -36,7 +36,7 @@ IMPURE = {
 }
 IMPURE_CALLS = {"open", "input", "print", "now", "utcnow", "today", "generate"}
 
-EDGE_HELPERS = {"kernel", "marks", "looking", "fanotify_events", "procfs", "passwd"}
+EDGE_HELPERS = {"kernel", "marks", "paths", "looking", "fanotify_events", "procfs", "passwd"}
 """In agent/sense: not edges, but parts that edges are made of. An edge may import these and no other edge."""
 
 

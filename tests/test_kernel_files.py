@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -349,3 +350,135 @@ def test_an_overflow_is_a_loss_and_media_are_searched(files: Fanotify, tmp_path:
     assert [(type(fact), fact.path, fact.size) for fact in facts[1:] if isinstance(fact, Found)] == [
         (Found, f"{folder}/unheard", 3)
     ]
+
+
+@EXT4
+def test_a_protected_directory_renamed_for_a_moment_is_told_by_its_configured_path(
+    files: Fanotify, protected: Path, stick: Path
+) -> None:
+    files.watch_medium(str(stick), alone=True)
+    run(f"mv {protected} {protected}.x; cp {protected}.x/2026/b.csv {stick}/y; mv {protected}.x {protected}")
+    facts = told(files)
+    assert [fact.path for fact in facts if isinstance(fact, Opened)] == [f"{protected}/2026/b.csv"]
+    said = files.coverage(2)
+    assert not said.ok and "protected_moved" in said.blind and str(protected) in said.why
+    assert "protected_moved" not in files.coverage(60_000).blind, "back in its place"
+
+
+@EXT4
+@pytest.mark.parametrize("above", [False, True], ids=["itself", "the directory above it"])
+def test_a_protected_directory_that_stays_elsewhere_is_watched_there(
+    above: bool, files: Fanotify, stick: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "srv" / "customers"
+    (folder / "2026").mkdir(parents=True)
+    (folder / "2026" / "b.csv").write_text("1,sato\n")
+    files.watch_tree(str(folder))
+    there = tmp_path / "away" / "customers" if above else tmp_path / "srv" / "holiday"
+    run(f"mv {tmp_path}/srv {tmp_path}/away" if above else f"mv {folder} {there}")
+    run(f"cat {there}/2026/b.csv; mkdir {there}/new; echo 12 > {there}/new/f")
+    assert [fact.path for fact in told(files, Opened)] == [f"{folder}/2026/b.csv"]
+    run(f"cat {there}/new/f")
+    assert [fact.path for fact in told(files, Opened)] == [f"{folder}/new/f"]
+    assert f"renamed to {there}" in files.coverage(1).why
+
+
+def test_a_protected_directory_with_another_put_in_its_place_stays_protected(
+    files: Fanotify, protected: Path, tmp_path: Path
+) -> None:
+    run(f"mv {protected} {tmp_path}/old; mkdir {protected}; echo x > {protected}/f")
+    list(files.drain(1))
+    files.watch_tree(str(protected))
+    run(f"cat {tmp_path}/old/2026/b.csv; cat {protected}/f")
+    assert [fact.path for fact in told(files, Opened)] == [f"{protected}/2026/b.csv", f"{protected}/f"]
+
+
+def test_a_protected_directory_removed_and_made_again_is_watched_again(files: Fanotify, protected: Path) -> None:
+    run(f"rm -rf {protected}; mkdir {protected}")  # ext4 and tmpfs may give it the same inode number
+    list(files.drain(1))
+    files.watch_tree(str(protected))
+    run(f"echo x > {protected}/f; cat {protected}/f")
+    assert Opened in {type(fact) for fact in told(files)}
+
+
+@EXT4
+@pytest.mark.parametrize("first", ["close", "name", "close, and we read it"])
+def test_a_file_that_gets_its_name_when_it_is_finished_is_told_with_its_size(first: str, files: Fanotify, stick: Path) -> None:
+    files.watch_medium(str(stick), alone=True)
+    script = (
+        "import os\n"
+        f"fd = os.open('{stick}', os.O_TMPFILE | os.O_RDWR)\n"
+        "os.write(fd, b'12345')\n"
+        "other = os.open(f'/proc/self/fd/{fd}', os.O_RDONLY)\n"
+        + ("os.close(fd); fd = other\n" if first != "name" else "")
+        + "print('written', flush=True); input()\n"
+        f"os.link(f'/proc/self/fd/{{fd}}', '{stick}/named', src_dir_fd=fd, follow_symlinks=True)\n"  # linkat(2)
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"written\n"
+        before = told(files, Closed) if first == "close, and we read it" else []
+        writer.communicate(b"go\n")
+    ends = [(fact.path, fact.size) for fact in before + told(files) if isinstance(fact, Closed) and fact.size is not None]
+    assert writer.returncode == 0 and ends == [(f"{stick}/named", 5)]
+
+
+@EXT4
+def test_a_second_name_for_a_finished_file_comes_with_its_size(files: Fanotify, stick: Path) -> None:
+    files.watch_medium(str(stick), alone=True)
+    run(f"echo 1234 > {stick}/a")
+    list(files.drain(1))
+    run(f"ln {stick}/a {stick}/b")
+    assert [(type(fact), fact.path) for fact in told(files)] == [(Created, f"{stick}/b"), (Closed, f"{stick}/b")]
+
+
+@EXT4
+def test_the_size_is_known_although_the_directory_was_renamed_meanwhile(files: Fanotify, stick: Path) -> None:
+    files.watch_medium(str(stick), alone=True)
+    run(f"mkdir {stick}/d; echo 1 > {stick}/d/f")
+    list(files.drain(1))
+    run(f"echo 12345 > {stick}/d/g; mv {stick}/d {stick}/e")
+    assert [(fact.path, fact.size) for fact in files.drain(1) if isinstance(fact, Closed)] == [(f"{stick}/d/g", 6)]
+
+
+@EXT4
+def test_a_copy_followed_at_once_by_an_unmount_keeps_its_path(files: Fanotify, stick: Path) -> None:
+    run(f"mkdir {stick}/seen")
+    files.watch_medium(str(stick), alone=True)
+    run(f"echo 1 > {stick}/seen/a; mv {stick}/seen {stick}/now; echo 1 > {stick}/now/b")
+    list(files.drain(1))
+    run(f"echo 12 > {stick}/top; echo 12 > {stick}/now/c; umount {stick}")
+    assert [fact.path for fact in told(files, Closed)] == [f"{stick}/top", f"{stick}/now/c"]
+
+
+def deep(top: Path, levels: int) -> None:
+    """`levels` directories with names of 200 characters below `top`, and a file `f` in the last."""
+    script = (
+        "import os, sys\n"
+        "os.chdir(sys.argv[1])\n"
+        f"for _ in range({levels}):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\n"
+        "with open('f', 'w') as file:\n    file.write('12345')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(top)], check=True)
+
+
+@EXT4
+@pytest.mark.parametrize("levels", [19, 25], ids=["nearly PATH_MAX", "beyond PATH_MAX"])
+def test_no_path_is_too_long_to_be_told(levels: int, files: Fanotify, stick: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    deep(folder, levels)
+    try:
+        files.watch_tree(str(folder))
+        files.watch_medium(str(stick), alone=True)
+        reader = f"cd {folder}; for i in $(seq {levels}); do cd -P {'d' * 200} 2>/dev/null || cd {'d' * 200}; done; cat f"
+        subprocess.run(["bash", "-c", reader], check=True, capture_output=True)
+        (opened,) = told(files, Opened)
+        assert opened.path.startswith(f"{folder}/") and opened.path.endswith("/f") and len(opened.path) > 3000
+        deep(stick, levels)
+        (closed,) = told(files, Closed)
+        assert closed.path.startswith(f"{stick}/") and closed.path.endswith("/f") and len(closed.path) > 3000
+        assert isinstance(closed, Closed) and closed.size == 5
+        assert ("/…/" in closed.path) == ("/…/" in opened.path) == (levels > 19)
+    finally:
+        run(f"rm -rf {folder}")

@@ -333,7 +333,7 @@ class Fanotify:
             self._writes(pid)
         seen = None
         if mask != _OPEN or pid in self._writers:
-            seen = lstat(raw) or self._by_handle(key)[1]
+            seen = lstat(raw) or (None if mask & kernel.FAN_DELETE else self._by_handle(key)[1])
         size, inode = (seen.st_size, seen.st_ino) if seen else (None, None)
         if mask & _CREATE:
             if medium:
