@@ -10,6 +10,7 @@ folder (no privilege), a tmpfs or an ext4 image (root: a real mount of its own).
     simulate.unplug(stick)
 """
 
+import contextlib
 import json
 import os
 import re
@@ -164,10 +165,18 @@ def plug(
 
 
 def unplug(medium: Medium) -> None:
-    """Pull `medium`: its own mount goes, if it has one, then its descriptor. Raises SimulationError if it is in use."""
-    if os.path.ismount(medium.path):
-        _run(["umount", str(medium.path)], f"{medium.path}: can't be unmounted; close the programs that use it")
-    medium.descriptor_path.unlink(missing_ok=True)
+    """Pull `medium`: its descriptor goes, and its own mount, if it has one; neither if it is in use (SimulationError)."""
+    kept = medium.root / f".{medium.name}.unplugging"
+    with contextlib.suppress(FileNotFoundError):
+        medium.descriptor_path.rename(kept)
+    try:
+        if os.path.ismount(medium.path):
+            _run(["umount", str(medium.path)], f"{medium.path}: can't be unmounted; close the programs that use it")
+    except SimulationError:
+        with contextlib.suppress(FileNotFoundError):
+            kept.rename(medium.descriptor_path)  # still plugged in
+        raise
+    kept.unlink(missing_ok=True)
 
 
 def _mount(medium: Medium, fs: FileSystem) -> None:
