@@ -37,6 +37,7 @@ def line(seq: int, prev: bytes, epoch: int = EPOCH, text: str = "") -> bytes:
         "severity_id": 1,
         "time": EPOCH + seq,
         "metadata": {"uid": f"uid-{seq}{text}", "event_code": "file.written", "sequence": seq},
+        "device": {"uid": AGENT, "hostname": "ws-042", "type_id": 2},
         "message": f"顧客 \\xff {text}",
         "unmapped": {"sekisho": sekisho},
     }

@@ -201,13 +201,13 @@ def test_tables_speak_the_language_of_their_reader(collector: Collector) -> None
     assert agent.send(len(agent.lines))[0] == 200
     tables = [("agents",), ("token", "list"), ("media", "list"), ("query", "-o", "table"), ("query", "--group-by", "user")]
     english = [run(collector, *command)[0] for command in tables]
-    japanese = [run(collector, *command, LANG="ja_JP.UTF-8")[0] for command in tables]
+    japanese = [run(collector, *command, LC_ALL="ja_JP.UTF-8")[0] for command in tables]
     for one, other in zip(english, japanese, strict=True):
         heads, others = one.splitlines()[0], other.splitlines()[0]
         assert heads.isascii() and not others.isascii()
     assert "which person, which program" in english[0] and "blind" in english[0]
     assert "どの人か、どのプログラムか" in japanese[0] and "死角あり" in japanese[0]
-    assert run(collector, "query", "-o", "csv", LANG="ja_JP.UTF-8")[0].splitlines()[0].startswith("time,severity")
+    assert run(collector, "query", "-o", "csv", LC_ALL="ja_JP.UTF-8")[0].splitlines()[0].startswith("time,severity")
 
 
 def test_both_languages_have_every_word_with_the_same_pieces() -> None:

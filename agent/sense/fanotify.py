@@ -206,7 +206,7 @@ class Fanotify:
         if on_pid is not None:
             for pid in {head[2] for head in records} - ignore:
                 on_pid(pid)
-        folders, told, growing, writers = self._folders, self._told, self._growing, self._writers
+        folders, told, growing, writers, paths = self._folders, self._told, self._growing, self._writers, self._paths
         for mask, _, pid, start, end in records:
             if pid in ignore:
                 continue
@@ -225,7 +225,7 @@ class Fanotify:
             path = folder[1] + (str(name, "ascii") if name.isascii() and b"\\" not in name else path_text(name))
             key = buffer[second + 4 : second + FIXED + _FIRST(buffer, second)[2]]
             if mask == _OPEN:
-                if pid in writers and (seen := lstat(raw) or self._by_handle(key)[1]):
+                if (pid in writers or paths.displaced) and (seen := lstat(raw) or self._by_handle(key)[1]):
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size, inode=seen.st_ino)
                 else:
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path)
@@ -332,7 +332,7 @@ class Fanotify:
         if medium and self.want_sizes:
             self._writes(pid)
         seen = None
-        if mask != _OPEN or pid in self._writers:
+        if mask != _OPEN or pid in self._writers or self._paths.displaced:
             seen = lstat(raw) or (None if mask & kernel.FAN_DELETE else self._by_handle(key)[1])
         size, inode = (seen.st_size, seen.st_ino) if seen else (None, None)
         if mask & _CREATE:

@@ -24,13 +24,17 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Paths:
-    """`unresolved` counts the handles of which no path could be had, then or ever."""
+    """`unresolved` counts the handles of which no path could be had, then or ever.
+
+    `displaced`: some path told lately does not lead to its file, as a protected directory was renamed.
+    """
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._dirs: dict[bytes, tuple[bytes, str]] = {}
         self._former: dict[bytes, tuple[bytes, str]] = {}
         self.unresolved = 0
+        self.displaced = False
 
     def of(self, handle: bytes) -> tuple[bytes, str]:
         """The path of a directory, raw and as text; remembered."""
@@ -101,6 +105,7 @@ class Paths:
                 continue
             now = self.where(root)
             if now and (raw == now or raw.startswith(now.rstrip(b"/") + b"/")):
+                self.displaced = True
                 return root.path + raw[len(now) :]
         return raw
 
@@ -108,6 +113,7 @@ class Paths:
         """A directory has another path now: the known ones are asked for again, and used only if there is no answer."""
         self._former = dict([*self._former.items(), *self._dirs.items()][-_FORMER:])
         self._dirs.clear()
+        self.displaced = False
 
     def drop(self, root: Root) -> None:
         """A root is not watched any more."""
