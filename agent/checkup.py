@@ -293,5 +293,7 @@ def _collector(agent: Agent) -> Iterator[Result]:
 
 
 def _limits(agent: Agent) -> Iterator[Result]:
+    if agent.mode != "observe":
+        yield _found("blind", "mode", "mode", mode=agent.mode)
     if not agent.limit:
         yield _found("blind", "limit", "limit_none")

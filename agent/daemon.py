@@ -238,6 +238,9 @@ class Daemon:
 
     def _coverage(self, now_ms: int) -> Iterator[facts.Coverage]:
         yield from self._senses.coverage(now_ms)
+        blind = ["mode_not_enforced"] if self._site.agent.mode != "observe" else []
+        why = f"mode {self._site.agent.mode} acts as observe in this version" if blind else ""
+        yield facts.Coverage(at_ms=now_ms, sensor="mode", ok=not blind, blind=blind, why=why)
         blind = ["config_refused"] if self._config_error else []
         yield facts.Coverage(at_ms=now_ms, sensor="config", ok=not blind, blind=blind, why=self._config_error)
 

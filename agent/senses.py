@@ -51,7 +51,7 @@ class Senses:
         self._polled_holder = -1
         self._held: dict[int, int] = {}
         self._told_process: dict[int, facts.Process] = {}
-        self._new_pids = False
+        self._new_pids = self._stirred = False
         self._last_trees = self._mounts_at = self._ticks = 0
         self._no_udev = ""
         self._sensors: dict[str, Sensor] = {}
@@ -130,6 +130,9 @@ class Senses:
         self._take_all(gone)
         if gone:
             self._follow_media(now_ms)
+        if self._stirred:  # not before: marking the bare folder under a medium that went would forget its paths
+            self._stirred = False
+            self._look_at_folders()
         self._read_processes(now_ms)
         self._look_again(now_ms)
 
@@ -180,7 +183,7 @@ class Senses:
                 if name == "mounts":
                     self.look_for_trees(now_ms)
                     told += self._simulated.look(now_ms) if self._simulated else ()
-                self._look_at_folders()
+                self._stirred = True
         gone: list[Fact] = [fact for fact in told if isinstance(fact, facts.Unmounted | facts.Unplugged)]
         if told:
             self._take_all(fact for fact in told if fact not in gone)

@@ -140,6 +140,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "start the collector, or mend the address or the firewall",
         "コレクターを起動するか、アドレスやファイアウォールを直してください",
     ),
+    "mode": ("{mode} acts as observe in this version", "{mode} はこの版では observe として動作します"),
+    "mode.fix": ("set agent.mode to observe", "agent.mode を observe にしてください"),
     "limit_none": ("no limit is set: no burst or drip is found", "上限がないため、大量・少量ずつの持ち出しを検知しません"),
     "limit_none.fix": ("remove `limit = []` for the defaults", "`limit = []` を消すと既定値になります"),
     # status

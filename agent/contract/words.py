@@ -190,6 +190,7 @@ BLIND: dict[str, tuple[str, str]] = {
     "simulated_dir_missing": ("simulated media", "模擬媒体"),
     "protected_missing": ("a protected directory", "保護対象のディレクトリ"),
     "protected_moved": ("a protected directory that was renamed", "名前を変えられた保護対象のディレクトリ"),
+    "mode_not_enforced": ("what the mode asks for: it acts as observe", "設定されたモード (observe として動作)"),
     "config_refused": ("the changed configuration", "変更後の設定"),
 }
 """What a sensor does not see, by its stable code, in English and Japanese."""
