@@ -179,7 +179,7 @@ def test_2000_short_copies_on_a_busy_machine_are_told_once_each(
     assert len(told) >= 0.99 * COPIES and right >= 0.99 * COPIES
     if can_set_loginuid():
         assert set(people) <= {LOGIN_UID, None} and people[LOGIN_UID] >= 0.99 * COPIES
-    assert how["exact"] >= 0.99 * COPIES
+    assert how["exact"] + how["cached"] >= 0.99 * COPIES
 
 
 def test_two_people_and_a_backup_at_once_are_not_mixed_up(sekisho_agent: Agent, sekisho_media: Media, house: ExitStack) -> None:
