@@ -467,9 +467,4 @@ def test_customers_on_any_file_system_are_watched(
         assert said["attribution"] in ("exact", "cached")
         if can_set_loginuid():
             assert said["login"]["uid"] == LOGIN_UID
-    as_person(f"tar c -C {agent.protected} {folder.name} | gzip > {stick.path}/all.tgz")
-    until(
-        lambda: any(ours(event)["link"] == "pipeline" for event in agent.events("file.copied_out")),
-        lambda: f"not told through a pipe: {[ours(event)['protected'] for event in agent.events('file.copied_out')]}",
-    )
     agent.stop(signal.SIGTERM)
