@@ -14,9 +14,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from agent.contract import chain, codes, event, wire
-from server_stub.commit import Refusal, Writer
+from server_stub.commit import Writer
 from server_stub.config import VERSION
 from server_stub.fleet import Change
+from server_stub.refusal import Refusal
 
 _PRODUCT = Raw(msgspec.json.encode({"name": codes.PRODUCT, "vendor_name": codes.PRODUCT, "version": VERSION}))
 
@@ -136,3 +137,18 @@ def revoke(writer: Writer, key: str, reason: str, by: By) -> tuple[wire.Approval
         raise Unknown(f'no medium "{key}" is in the register; see: sekisho-collector media list')
     entry = msgspec.structs.replace(entry, revoked=True, reason=reason)
     return entry, _put(writer, entry, by, "media.revoke", f"{by.name} revoked the medium {key}")
+
+
+def viewed(writer: Writer, by: By, operation: str, given: dict[str, str], *, count: int, since: int) -> None:
+    """Somebody looked at records, `count` times since `since`, with this filter."""
+    what = ", ".join(f"{name}={value}" for name, value in given.items()) or "all"
+    detail = {"filter": given, "count": count, "since": since}
+    message = f"{by.name} looked at records ({what})" + (f" {count} times more" if writer.now() > since else "")
+    _act(writer, by, "record.viewed", operation, sekisho=event.Sekisho(detail=detail), message=message)
+
+
+def erased(writer: Writer, by: By, before: int, count: int, first: int, last: int) -> None:
+    """Retention erased the content of `count` events, between these positions of the log."""
+    detail = {"before": before, "count": count, "first": first, "last": last}
+    message = f"the content of {count} events was erased, as retention says"
+    _act(writer, by, "record.erased", "records.erase", sekisho=event.Sekisho(detail=detail), message=message)

@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from agent.contract import wire
-from server_stub import acts, auth, intake, query
-from server_stub.commit import Busy, Conflict, Refusal
+from server_stub import acts, auth, intake, query, witness
+from server_stub.commit import Busy, Conflict
+from server_stub.refusal import Refusal
 from server_stub.store import StoreError
 
 BODY_TIMEOUT_S = 60.0
@@ -51,6 +52,10 @@ def refusal(error: Exception) -> Response:
     """Every error that a handler may let through → its problem."""
     if isinstance(error, Refused):
         return problem(error.status, error.detail, error.headers, **error.more)
+    if isinstance(error, witness.Refused):
+        if error.status == 409:  # C2SP tlog-witness wants the bare size
+            return Response(f"{error.size}\n", 409, media_type="text/x.tlog.size")
+        return problem(error.status, error.why)
     if isinstance(error, auth.NotAllowed):
         return problem(error.status, str(error), {"WWW-Authenticate": "Bearer"} if error.status == 401 else None)
     if isinstance(error, Conflict):
@@ -109,5 +114,5 @@ def decoded(body: bytes, kind: type[Any]) -> Any:
         raise Refused(422, f"the body is not as it must be: {error}") from None
 
 
-REFUSALS = (Refused, Refusal, intake.Bad, Busy, StoreError, query.BadQuery)
+REFUSALS = (Refused, Refusal, witness.Refused, intake.Bad, Busy, StoreError, query.BadQuery)
 """What a handler may raise: `refusal` has an answer to each."""

@@ -1,8 +1,8 @@
 """The routes, health, and the front page: which path and method goes to which handler.
 
-Owns: the table of routes, HEAD as GET, and turning every refusal into its problem. The handlers are behind three doors:
-`door_agents`, `door_readers`, `door_admins`. The same routes serve the network, the local socket and the command line
-working directly on the store. Must not know: what is behind the doors.
+Owns: the table of routes, HEAD as GET, and turning every refusal into its problem. The handlers are behind four doors:
+`door_agents`, `door_readers`, `door_log`, `door_admins`. The same routes serve the network, the local socket and the
+command line working directly on the store. Must not know: what is behind the doors.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from server_stub.collector import Collector
 from server_stub.commit import Busy, Writer
 from server_stub.door_admins import AdminDoor
 from server_stub.door_agents import AgentDoor
+from server_stub.door_log import LogDoor
 from server_stub.door_readers import ReaderDoor
 from server_stub.store import StoreError
 
@@ -36,6 +37,8 @@ class Health:
 
     async def healthz(self, _request: Request) -> Response:
         """GET /healthz: the loop turns and the writer's thread lives."""
+        if not self.c.writer.running():
+            raise Refused(503, "the thread that writes has ended; restart the collector, its log says more")
         return answer({"status": "ok"})
 
     async def readyz(self, _request: Request) -> Response:
@@ -70,11 +73,11 @@ def _guarded(handler: Handler) -> Handler:
     return run
 
 
-def create_app(collector: Collector, local: bool = False) -> Starlette:
-    """The routes over `collector`; `local`: for the socket and the command line of its own machine."""
+def table(collector: Collector, local: bool) -> list[tuple[str, str, Handler]]:
+    """Every route: method, path, handler."""
     agents, readers = AgentDoor(collector, local), ReaderDoor(collector, local)
-    admins, health = AdminDoor(collector, local), Health(collector)
-    table: list[tuple[str, str, Handler]] = [
+    admins, health, log = AdminDoor(collector, local), Health(collector), LogDoor(collector, local)
+    return [
         ("POST", "/v1/enroll", agents.enroll),
         ("POST", "/v1/batches", agents.batches),
         ("GET", "/v1/register", agents.register),
@@ -91,15 +94,24 @@ def create_app(collector: Collector, local: bool = False) -> Starlette:
         ("GET", "/v1/tokens", admins.tokens),
         ("POST", "/v1/tokens", admins.create_token),
         ("DELETE", "/v1/tokens/{id}", admins.revoke_token),
-        ("GET", "/v1/log/checkpoint", readers.checkpoint),
-        ("GET", "/v1/log/consistency", readers.consistency),
+        ("GET", "/v1/log/checkpoint", log.checkpoint),
+        ("GET", "/v1/log/consistency", log.consistency),
+        ("GET", "/v1/log/keys", log.keys),
+        ("POST", "/v1/log/witness", log.carry),
+        ("GET", "/v1/export", log.export),
+        ("POST", "/v1/retention", log.erase),
+        ("POST", "/add-checkpoint", log.add_checkpoint),
         ("GET", "/healthz", health.healthz),
         ("GET", "/readyz", health.readyz),
         ("GET", "/metrics", health.metrics),
         ("GET", "/", health.home),
     ]
+
+
+def create_app(collector: Collector, local: bool = False) -> Starlette:
+    """The routes over `collector`; `local`: for the socket and the command line of its own machine."""
     paths: dict[str, dict[str, Handler]] = {}
-    for method, path, handler in table:
+    for method, path, handler in table(collector, local):
         paths.setdefault(path, {})[method] = _guarded(handler)
     routes = [Route(path, _by_method(handlers), methods=list(handlers)) for path, handlers in paths.items()]
     return Starlette(routes=routes, exception_handlers={HTTPException: on_http, Exception: on_crash})

@@ -12,7 +12,8 @@ from typing import Literal
 from msgspec import Struct
 
 from agent.contract import chain, wire
-from server_stub.commit import Refusal, Writer
+from server_stub.commit import Writer
+from server_stub.refusal import Refusal
 from server_stub.store import Store
 
 Role = Literal["viewer", "reviewer", "admin", "auditor"]
@@ -21,6 +22,9 @@ ENROLL = "enroll"
 
 MAY: dict[str, frozenset[str]] = {
     "read": frozenset(ROLES),
+    "export": frozenset({"admin", "auditor"}),
+    "erase": frozenset({"admin"}),
+    "witness": frozenset({"admin", "auditor"}),
     "register": frozenset({"admin"}),
     "tokens": frozenset({"admin"}),
 }

@@ -52,7 +52,7 @@ def _filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--agent", default="", metavar="NAME", help="a machine, by name or agent id")
     group.add_argument("--user", default="", metavar="NAME", help="a login user")
     group.add_argument("--medium", default="", metavar="KEY", help="a medium, by the beginning of its key or serial number")
-    group.add_argument("--event", default="", metavar="CODE", help='event codes, like "file.copied_out" or "copy.*,medium.*"')
+    group.add_argument("--event", default="", metavar="CODE", help='like "file.copied_out", "copy.*,medium.*", "!agent.*"')
     group.add_argument("-g", "--grep", default="", metavar="TEXT", help="text in the event; in lower case, it ignores case")
 
 
@@ -130,7 +130,47 @@ def parser() -> argparse.ArgumentParser:
     _table_or_json(agents)
     _register(sub, asking)
     _tokens(sub, asking)
+    _evidence(sub, asking)
     return top
+
+
+def _evidence(sub: Any, asking: argparse.ArgumentParser) -> None:
+    export = sub.add_parser("export", parents=[asking], help="a bundle of events that can be verified without the collector")
+    export.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
+    export.add_argument("--size", type=int, metavar="N", help="the log as it was at this size (default: now)")
+    _filters(export)
+    verify = sub.add_parser("verify", help="check a bundle offline; names the first event that does not fit")
+    verify.add_argument("file", metavar="FILE", help="what export or case wrote")
+    verify.add_argument("--key", default="", metavar="FILE", help="the collector's public key, got another way than the bundle")
+    verify.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="older checkpoints of it, from a witness",
+    )
+    _text_or_json(verify)
+    verify.add_argument("--lang", choices=("en", "ja"), help="language of the lines (default: from the locale)")
+    key = sub.add_parser("key", help="the key that signs the log").add_subparsers(dest="act", required=True, metavar="ACT")
+    _text_or_json(key.add_parser("show", parents=[asking], help="the public key, for verify --key and for witnesses"))
+    key.add_parser("rotate", parents=[_common()], help="make a new one that the old one vouches for (stop the collector first)")
+    witness = sub.add_parser("witness", help="who keeps this log's checkpoints").add_subparsers(
+        dest="act", required=True, metavar="ACT"
+    )
+    _text_or_json(witness.add_parser("send", parents=[asking], help="give the newest checkpoint to every witness, now"))
+    show = witness.add_parser("show", parents=[asking], help="the newest checkpoint, to be printed or kept")
+    show.add_argument("--cosigned", action="store_true", help="the newest that another collector cosigned")
+    retain = sub.add_parser("retain", parents=[asking], help="erase the content of old events; their proofs stay")
+    retain.add_argument("--older-than", required=True, metavar="AGE", help='since they were received, like "400d"')
+    backup = sub.add_parser("backup", parents=[_common()], help="copy the store, also while the collector runs")
+    backup.add_argument("file", metavar="FILE", help="must not exist; the signing key is not in it")
+    restore = sub.add_parser("restore", parents=[_common()], help="put a backup in the store's place; stop the collector first")
+    restore.add_argument("file", metavar="FILE", help="what backup wrote")
+
+
+def _text_or_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("short", "json"), default="short", help="lines, or one JSON object a line")
+    parser.add_argument("--json", dest="output", action="store_const", const="json", help="the same as -o json")
 
 
 def _joined(argv: list[str]) -> list[str]:
@@ -153,7 +193,7 @@ def _unreadable(args: argparse.Namespace) -> str:
     """The first argument that is not UTF-8, shown harmlessly; empty if there is none. Names of files may be any bytes."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
-            if name not in ("config", "ca_file", "file", "output") and isinstance(text, str):
+            if name not in ("config", "ca_file", "file", "output", "key", "checkpoint") and isinstance(text, str):
                 try:
                     text.encode()
                 except UnicodeEncodeError:
@@ -210,7 +250,11 @@ def _serve(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
     if args.command == "serve":
         return _serve
-    from server_stub import commands, register
+    if args.command == "verify":
+        from server_stub import judged
+
+        return judged.verify
+    from server_stub import commands, evidence, register
 
     table: dict[str, Callable[[argparse.Namespace], int]] = {
         "tail": commands.tail,
@@ -221,6 +265,14 @@ def _command(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
         "media revoke": register.revoke,
         "media import": register.load,
         "media export": register.save,
+        "export": evidence.export,
+        "key show": evidence.key_show,
+        "key rotate": evidence.key_rotate,
+        "witness send": evidence.witness_send,
+        "witness show": evidence.witness_show,
+        "retain": evidence.retain,
+        "backup": evidence.backup,
+        "restore": evidence.restore,
         "token create": commands.token_create,
         "token list": commands.token_list,
         "token revoke": commands.token_revoke,

@@ -82,6 +82,10 @@ class Client:
         """The lines of a streamed answer, without their ends, as they come. Raises Failed."""
         raise NotImplementedError
 
+    def parts(self, target: str) -> Generator[bytes, None, None]:
+        """The bytes of a streamed answer, as they come. Raises Failed."""
+        raise NotImplementedError
+
 
 class Networked(Client):
     """By HTTP, over TCP or the local socket."""
@@ -155,6 +159,16 @@ class Networked(Client):
             if rest or left:
                 raise http.client.IncompleteRead(rest, left)
 
+    def parts(self, target: str) -> Generator[bytes, None, None]:
+        """See Client."""
+        with self._answer("GET", target, None, {}) as answer:
+            left = answer.length
+            while part := answer.read1(1 << 16):
+                left = None if left is None else left - len(part)
+                yield part
+            if left:
+                raise http.client.IncompleteRead(b"", left)
+
 
 class Direct(Client):
     """On the store, when no collector is served: the same routes, run in this process, with the rights of its owner."""
@@ -174,9 +188,13 @@ class Direct(Client):
                 *whole, rest = (rest + part).split(b"\n")
                 yield from whole
 
+    def parts(self, target: str) -> Generator[bytes, None, None]:
+        """See Client."""
+        yield from self._parts("GET", target, b"", {})
+
     def _parts(self, method: str, target: str, body: bytes, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """The body of a good answer, part by part, as the route makes them: a large store is never held in memory."""
-        with _as_owner(self.settings.state_dir), asyncio.Runner() as runner:
+        with as_owner(self.settings.state_dir), asyncio.Runner() as runner:
             answer = self._answer(method, target, body, headers)
             try:
                 while (part := runner.run(anext(answer, None))) is not None:
@@ -235,7 +253,7 @@ class Direct(Client):
 
 
 @contextlib.contextmanager
-def _as_owner(state_dir: Path) -> Iterator[None]:
+def as_owner(state_dir: Path) -> Iterator[None]:
     """As root, work with the rights of whom the state belongs to: a file made here must be one the service can use."""
     if os.geteuid() != 0 or not state_dir.exists() or (owner := state_dir.stat()).st_uid == 0:
         yield

@@ -1,7 +1,7 @@
 """The collector as one object: it opens key and store, starts the writer, and keeps what all requests share.
 
 Owns: what is in memory only (when each agent was last heard, who enrolled, the register in force, the bells that wake
-readers), and the watch over the fleet. Wires and starts and stops; judges nothing itself. Lives in one event loop.
+readers). What is done by the clock is in `duties`. Wires and starts and stops; judges nothing itself. Lives in one event loop.
 Must not know HTTP: `app` asks it, `serve` runs it.
 """
 
@@ -25,10 +25,10 @@ from msgspec import Struct
 from nacl.signing import SigningKey
 
 from agent.contract import wire
-from server_stub import acts, auth, fleet
-from server_stub.commit import Writer
+from server_stub import acts, auth, carry, duties, looks, signers, tree, witness
+from server_stub.commit import Busy, Writer
 from server_stub.config import ConfigError, Settings
-from server_stub.fleet import Machine
+from server_stub.store import StoreError
 from server_stub.store.sqlite import SqliteStore
 from server_stub.tail import Bell
 
@@ -36,6 +36,13 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 VERIFIERS = 2
 READERS = 4
+
+
+def _read_vkey(text: str) -> tuple[str, bytes]:
+    try:
+        return witness.read_vkey(text)
+    except ValueError as error:
+        raise ConfigError(f"[[collector.cosign]]: {error}") from None
 
 
 class Enrolled(Struct):
@@ -143,11 +150,11 @@ class Collector:
 
     def __init__(self, settings: Settings, now: Callable[[], int] = now_ms) -> None:
         self.settings, self.now = settings, now
-        self.key = load_key(settings.key_file)
         self.loop = asyncio.get_running_loop()
         self.bell, self.register_bell = Bell(), Bell()
         self.store = SqliteStore(settings.store_file)
         settings.store_file.chmod(0o600)
+        self.key = signers.finish(self.store.session(), settings.key_file, load_key(settings.key_file))
         self.writer = Writer(self.store, self.key, socket.gethostname() or "collector", now=now, woken=self._woken)
         self.verifiers = ThreadPoolExecutor(VERIFIERS, "verify")
         self.readers = ThreadPoolExecutor(READERS, "read")
@@ -155,11 +162,14 @@ class Collector:
         self.stopping = False
         self.batches = dict.fromkeys(("accept", "repeat", "heartbeat", "hole", "fork", "bad", "busy"), 0)
         self.in_flight: dict[str, int] = {}
-        self.tails = 0
+        self.tails = self.exports = 0
+        self.looks = looks.Looks(self.store)
         self.agents: dict[str, Enrolled] = {}
         for agent, key, name, seen, silent in self.store.rows("SELECT agent, key, name, last_seen, silent FROM agents"):
             self.agents[agent] = Enrolled(key, name, seen, bool(silent))
         self._seen: set[str] = set()
+        self.cosign = dict(_read_vkey(text) for text in settings.cosign)
+        self.carried = {"ok": 0, "failed": 0, "rewritten": 0}
         self.register_version = 0
         self.register = wire.SignedRegister("", "")
 
@@ -196,30 +206,21 @@ class Collector:
         self.agents[agent] = Enrolled(key, asked.name, self.now(), known.silent if known else False)
         return agent
 
+    async def point(self, size: int | None = None) -> carry.Point:
+        """The signed checkpoint of the log at `size` (default: now)."""
+        at = self.writer.size if size is None else size
+
+        def make() -> carry.Point:
+            note = tree.checkpoint(self.origin, at, tree.root_at(at, self.store.subtree), self.key)
+            return carry.Point(note, self.origin, at, self.writer.keys)
+
+        return await self.reading(make)
+
     def take_register(self, stored: tuple[int, wire.SignedRegister]) -> None:
         """A new register is in force: wake the agents that wait for it."""
         if stored[0] > self.register_version:
             self.register_version, self.register = stored
             self.register_bell.ring()
-
-    async def watch_fleet(self) -> None:
-        """Find who fell silent or is back; a failed commit is tried again at the next look."""
-        pause = min(max(self.settings.silent_after_ms / 5000, 0.05), 5.0)
-        while not self.stopping:
-            await asyncio.sleep(pause)
-            machines = [Machine(agent, it.name, it.last_seen, it.silent) for agent, it in self.agents.items()]
-            found = fleet.changes(machines, self.now(), self.settings.silent_after_ms, self.started_at)
-            seen = [(self.agents[agent].last_seen, agent) for agent in self._seen]
-            if not found and not seen:
-                continue
-            try:
-                await self.change(lambda writer, f=found, s=seen: _note(writer, f, s))  # type: ignore[misc]
-            except Exception as error:
-                log.warning("fleet watch failed error=%r", error)
-                continue
-            self._seen -= {agent for at, agent in seen if self.agents[agent].last_seen == at}
-            for change in found:
-                self.agents[change.machine.agent].silent = change.now == "silent"
 
     def stop(self) -> None:
         """Let go of all who wait, so that they may end."""
@@ -228,29 +229,30 @@ class Collector:
         self.register_bell.ring()
 
 
-def _note(writer: Writer, found: list[fleet.Change], seen: list[tuple[int, str]]) -> None:
-    for change in found:
-        acts.note_change(writer, change)
-    for at, agent in seen:
-        writer.session.execute("UPDATE agents SET last_seen = ? WHERE agent = ?", (at, agent))
-
-
 @asynccontextmanager
-async def opened(settings: Settings, patience_s: float = 5.0, now: Callable[[], int] = now_ms) -> AsyncIterator[Collector]:
-    """A collector on its store, for as long as the context lasts. Raises ConfigError, StoreError."""
+async def opened(
+    settings: Settings, patience_s: float = 5.0, now: Callable[[], int] = now_ms, served: bool = False
+) -> AsyncIterator[Collector]:
+    """A collector on its store, for as long as the context lasts; `served`: it also does what is done by the clock alone.
+
+    Raises ConfigError, StoreError.
+    """
     with _private(), locked(settings, patience_s):
         collector = Collector(settings, now)
-        watch: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             collector.take_register(await collector.change(acts.current_register))
-            watch = asyncio.create_task(collector.watch_fleet())
+            due = [duties.watch_fleet] + [duties.keep_retention, duties.keep_witnesses] * served
+            tasks += [asyncio.create_task(each(collector)) for each in due]
             yield collector
         finally:
             collector.stop()
-            if watch is not None:
-                watch.cancel()
+            for task in tasks:
+                task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    await watch
+                    await task
+            with contextlib.suppress(StoreError, Busy):  # of a store that fails the counts since the last look are lost
+                await duties.keep_looks(collector, collector.looks.due(now()), now())
             collector.verifiers.shutdown()
             collector.readers.shutdown()
             collector.writer.close()

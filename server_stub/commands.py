@@ -7,13 +7,12 @@ last cursor it saw, so nothing is missed or shown twice. Must not know: how the 
 import argparse
 import contextlib
 import csv
-import locale
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, tzinfo
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -26,6 +25,7 @@ from server_stub import config, words
 from server_stub import query as grammar
 from server_stub.client import Client, Direct, Failed, reach
 from server_stub.config import ConfigError
+from server_stub.judged import language
 from server_stub.query import BadQuery
 
 RETRY_S = 1.0
@@ -49,14 +49,6 @@ def client(args: argparse.Namespace) -> Client:
     return reach(settings, args.url, args.token, args.ca_file)
 
 
-def language(args: argparse.Namespace) -> Language:
-    """As `--lang` says, where there is one, else the locale's."""
-    if getattr(args, "lang", None):
-        return cast(Language, args.lang)
-    name = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
-    return "ja" if locale.normalize(name).startswith("ja") else "en"
-
-
 def _params(args: argparse.Namespace) -> dict[str, str]:
     """The filters, times made absolute by this machine's clock and zone: "today" is the asker's."""
     now, zone = time.time_ns() // 1_000_000, local_zone()
@@ -68,6 +60,11 @@ def _params(args: argparse.Namespace) -> dict[str, str]:
             # As many digits as tell milliseconds from a date like 20261123; no event is older than 1970.
             given[name] = f"{max(at, 0):015d}"
     return {name: value for name, value in given.items() if value}
+
+
+def _shown(args: argparse.Namespace) -> dict[str, str]:
+    """The filters of what is shown to people who did not ask for certain events: all but who looked at them."""
+    return {"event": "!record.viewed", **_params(args)}
 
 
 class Names:
@@ -163,7 +160,7 @@ def tail(args: argparse.Namespace) -> int:
     """The newest events, and those to come."""
     if not 0 <= args.lines <= grammar.MAX_LIMIT:
         raise BadQuery(f"-n must be from 0 to {grammar.MAX_LIMIT}")
-    params, printer = _params(args), Printer(args.output, language(args))
+    params, printer = _shown(args), Printer(args.output, language(args))
     if not args.follow:
         if args.lines:
             asked = client(args)
@@ -247,7 +244,7 @@ def _get(asked: Client, path: str, params: dict[str, Any]) -> bytes:
 
 def query(args: argparse.Namespace) -> int:
     """All events that match."""
-    params, asked = _params(args), client(args)
+    params, asked = _shown(args), client(args)
     if args.lines < 0:
         raise BadQuery("-n must be 0 (all) or more")
     if args.group_by:

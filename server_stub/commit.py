@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 from nacl.signing import SigningKey
 
 from agent.contract import chain, event, wire
-from server_stub import intake, tree
+from server_stub import intake, signers, tree
 from server_stub.intake import Examined, Known, Row
+from server_stub.refusal import Refusal
 from server_stub.store import Store, StoreError
 
 T = TypeVar("T")
@@ -43,10 +44,6 @@ def _status_name(row: Row) -> str:
 
 class Busy(Exception):
     """The writer has more to do than it may queue; try again shortly."""
-
-
-class Refusal(Exception):
-    """Base of what a submitted function may raise without harm to the others in its group."""
 
 
 class Conflict(Refusal):
@@ -80,8 +77,9 @@ class Writer:
         self, store: Store, key: SigningKey, name: str, *, now: Callable[[], int], woken: Callable[[int], None]
     ) -> None:
         self.store, self.key, self.name, self.now, self.woken = store, key, name, now, woken
-        self.id = chain.agent_id(bytes(key.verify_key))
         self.session = store.session()
+        self.keys, self.rotations = signers.known(self.session, bytes(key.verify_key))
+        self.id = chain.agent_id(self.keys[0])
         self.heads: dict[tuple[str, int], Known] = {}
         self.latency = Histogram()
         self.accepted = 0
@@ -91,7 +89,7 @@ class Writer:
         self._appended: list[tuple[str, str, int]] = []
         self.epoch = self._own_epoch()
         self.frontier = self._stored_frontier()
-        self._stale = False
+        self._stale = self._ended = False
         self.size = self.frontier.size
         """Size of the committed tree: the newest `pos`."""
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -123,6 +121,8 @@ class Writer:
             self._queue.put_nowait((work, events, future))
         except queue.Full:
             raise Busy("the collector is busy; try again shortly") from None
+        if self._ended:
+            self._refuse_waiting()
         return future
 
     def close(self) -> None:
@@ -137,8 +137,8 @@ class Writer:
         found = self.heads.get((agent, epoch)) or self.session.known(agent, epoch)
         return found or Known(0, chain.genesis(agent, epoch), 0)
 
-    def append(self, rows: list[Row]) -> Known:
-        """Add events that continue their chain; where it ends now."""
+    def append(self, rows: list[Row], head: wire.Head) -> Known:
+        """Add events that continue their chain, and the signed head they came under; where the chain ends now."""
         done: list[tuple[int, int, bytes]] = []
         first = self.frontier.size + 1
         for row in rows:
@@ -146,6 +146,7 @@ class Writer:
             if row.code is not None and row.code.startswith("agent."):
                 self._appended.append((row.agent, _status_name(row), self.frontier.size))
         self.session.add(first, rows, self.now())
+        self.session.add_head(first, head, rows[0].seq)
         if done:
             self.session.add_nodes(done)
         last = rows[-1]
@@ -157,8 +158,12 @@ class Writer:
     def record(self, happened: event.Event) -> int:
         """Seal an event of the collector's own into its chain and add it; its `pos`."""
         known = self.known(self.id, self.epoch)
-        raw = event.seal(happened, known.last + 1, self.epoch, known.hash)
-        return self.append([intake.row_of(raw, self.id, chain.link(known.hash, chain.digest(raw)))]).tree_size
+        seq = known.last + 1
+        raw = event.seal(happened, seq, self.epoch, known.hash)
+        link = chain.link(known.hash, chain.digest(raw))
+        head = wire.Head(self.id, self.epoch, seq, seq, known.hash.hex(), link.hex(), happened.time)
+        head.sig = chain.sign(chain.head_bytes(head), self.key)
+        return self.append([intake.row_of(raw, self.id, link)], head).tree_size
 
     def take(self, batch: Examined) -> tuple[str, wire.Receipt]:
         """Judge a batch and add what is new of it; "accept" or "repeat", and the unsigned receipt. Raises Conflict."""
@@ -172,7 +177,7 @@ class Writer:
         verdict = intake.judge(batch, known, held[1] if held else None)
         if verdict.kind in ("hole", "fork"):
             raise Conflict(verdict.kind, head.epoch, known)
-        size = self.append(verdict.rows).tree_size if verdict.rows else held[0] if held else 0
+        size = self.append(verdict.rows, head).tree_size if verdict.rows else held[0] if held else 0
         return verdict.kind, wire.Receipt(head.agent, head.epoch, head.last, head.hash, size)
 
     def signed(self, receipt: wire.Receipt) -> wire.Receipt:
@@ -201,6 +206,22 @@ class Writer:
         return group
 
     def _run(self) -> None:
+        try:
+            self._work()
+        finally:  # whatever ended it: nobody may wait for a thread that is gone
+            self._ended = True
+            self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        while True:
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if waiting is not None and waiting[2].set_running_or_notify_cancel():
+                waiting[2].set_exception(StoreError("the thread that writes has ended; restart the collector"))
+
+    def _work(self) -> None:
         while (group := self._group()) is not None:
             started = time.perf_counter()
             # Whoever gave up waiting is dropped now; from here on a future can't be cancelled under our hands.

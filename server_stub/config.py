@@ -16,9 +16,9 @@ from msgspec import Struct
 
 from agent import __version__ as VERSION  # noqa: N812 - it is a constant to us
 from agent import config as shared
-from agent.config import ConfigError
+from agent.config import ConfigError, Witness, parse_seconds
 
-__all__ = ["VERSION", "ConfigError", "Settings", "load", "settings"]
+__all__ = ["VERSION", "ConfigError", "Settings", "Witness", "load", "parse_seconds", "settings"]
 
 
 class Settings(Struct, kw_only=True, frozen=True):
@@ -32,6 +32,12 @@ class Settings(Struct, kw_only=True, frozen=True):
     tls_key: str
     enroll_token: str
     silent_after_ms: int
+    retention_ms: int = 0
+    witness_every_s: float = 3600.0
+    smtp: str = ""
+    mail_from: str = ""
+    witnesses: tuple[shared.Witness, ...] = ()
+    cosign: tuple[str, ...] = ()
 
     @property
     def store_file(self) -> Path:
@@ -92,6 +98,18 @@ def settings(collector: shared.Collector, source: str) -> Settings:
         raise ConfigError(f'{source}: "database" is "{collector.database}"; this version keeps its store in "sqlite" only')
     if collector.silent_after < 0.1:
         raise ConfigError(f'{source}: "silent_after" must be at least "100ms"')
+    if 0 < collector.retention < 86_400:
+        raise ConfigError(f'{source}: "retention" must be "1d" or more, or "0s" to keep everything')
+    if collector.witness_every < 1:
+        raise ConfigError(f'{source}: "witness_every" must be at least "1s"')
+    for each in collector.witness:
+        if sum(map(bool, (each.url, each.file, each.mail))) != 1 or bool(each.url) != bool(each.key):
+            raise ConfigError(
+                f'{source}: each [[collector.witness]] names one of "url" (with its "key"), "file" and "mail"; mend the'
+                " one that does not"
+            )
+        if each.mail and not (collector.smtp and collector.mail_from):
+            raise ConfigError(f'{source}: a witness by mail needs "smtp" and "mail_from" in [collector]')
     state = Path(collector.state_dir)
     return Settings(
         host=host,
@@ -102,6 +120,12 @@ def settings(collector: shared.Collector, source: str) -> Settings:
         tls_key=collector.tls_key,
         enroll_token=collector.enroll_token,
         silent_after_ms=int(collector.silent_after * 1000),
+        retention_ms=int(collector.retention * 1000),
+        witness_every_s=float(collector.witness_every),
+        smtp=collector.smtp,
+        mail_from=collector.mail_from,
+        witnesses=tuple(collector.witness),
+        cosign=tuple(each.key for each in collector.cosign),
     )
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from starlette.requests import Request
 
-from server_stub import acts, auth
+from server_stub import acts, auth, query
 from server_stub.collector import Collector
 
 SMALL_BODY = 64 << 10
@@ -31,6 +31,13 @@ class Door:
         who = await self.c.reading(lambda: auth.caller(self.c.store, token, self.c.now()))
         auth.permit(who, act)
         return who
+
+    async def looked(self, request: Request, who: auth.Caller, operation: str, **more: str) -> None:
+        """Put on record that `who` looks at what the request's filters name; only then may it be answered."""
+        given = {name: value for name in query.FILTERS if (value := request.query_params.get(name, ""))} | more
+        by = self.by(request, who)
+        if not self.c.looks.again(by, operation, given, self.c.now()):
+            self.c.looks.opened(await self.c.change(lambda writer: self.c.looks.begin(writer, by, operation, given)))
 
     def by(self, request: Request, who: auth.Caller) -> acts.By:
         """Who acts, for the record. On the local socket the command line says which login user it works for."""

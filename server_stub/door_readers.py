@@ -1,4 +1,4 @@
-"""Readers' requests: events, the stream, counts, proofs, the log, the fleet. All need the right to "read".
+"""Readers' requests: events, the the stream, counts, proofs, the fleet. All need the right to "read".
 
 Owns: parameters, pages and streams. A stream ends when its token does: who was let in is asked again while it lasts.
 Must not know: how events are found (`query`), framed (`tail`) or proved (`tree`).
@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from server_stub import auth, fleet, query, tail, tree
 from server_stub.answers import Refused, answer
@@ -29,27 +29,32 @@ class ReaderDoor(Door):
 
     async def events(self, request: Request) -> Response:
         """GET /v1/events."""
-        await self.caller(request, "read")
+        who = await self.caller(request, "read")
         wanted, params = self._filter(request), request.query_params
         order = params.get("order") or "asc"
         if order not in ("asc", "desc"):
             raise query.BadQuery('"order" must be asc or desc')
         after = query.parse_number(params["after"], "after", 0, 0, 1 << 53) if params.get("after") else None
-        if NDJSON in request.headers.get("accept", ""):
-            limit = query.parse_number(params.get("limit"), "limit", 1 << 53, 1, 1 << 53)
-            lines = self._all(wanted, after, order == "desc", limit)
+        streamed = NDJSON in request.headers.get("accept", "")
+        most, usual = (1 << 53, 1 << 53) if streamed else (query.MAX_LIMIT, query.DEFAULT_LIMIT)
+        limit = query.parse_number(params.get("limit"), "limit", usual, 1, most)
+        upto = self.c.writer.size  # the log as it was asked for: without the record of this very look
+        await self.looked(request, who, "events.list")
+        if streamed:
+            lines = self._all(wanted, after, order == "desc", limit, upto)
             return StreamingResponse(self._while_allowed(request, lines, whole=True), media_type=NDJSON)
-        limit = query.parse_number(params.get("limit"), "limit", query.DEFAULT_LIMIT, 1, query.MAX_LIMIT)
-        sql, values = query.sql(wanted, after=after, descending=order == "desc", limit=limit + 1)
+        sql, values = query.sql(wanted, after=after, descending=order == "desc", limit=limit + 1, upto=upto)
         rows = await self.c.rows(sql, values)
         cursor = f'"{rows[limit - 1][0]}"' if len(rows) > limit else "null"
         body = b'{"events":[%s],"next":%s}' % (b",".join(raw for _, raw in rows[:limit]), cursor.encode())
         return Response(body, media_type="application/json")
 
-    async def _all(self, wanted: query.Filter, after: int | None, descending: bool, limit: int) -> AsyncGenerator[bytes, None]:
+    async def _all(
+        self, wanted: query.Filter, after: int | None, descending: bool, limit: int, upto: int
+    ) -> AsyncGenerator[bytes, None]:
         while limit > 0:
             page = min(limit, 1000)
-            rows = await self.c.rows(*query.sql(wanted, after=after, descending=descending, limit=page))
+            rows = await self.c.rows(*query.sql(wanted, after=after, descending=descending, limit=page, upto=upto))
             if rows:
                 yield b"".join(raw + b"\n" for _, raw in rows)
                 after = rows[-1][0]
@@ -57,18 +62,22 @@ class ReaderDoor(Door):
 
     async def counts(self, request: Request) -> Response:
         """GET /v1/counts?by=FIELD: events and bytes for each value of a field."""
-        await self.caller(request, "read")
-        rows = await self.c.rows(*query.counts(self._filter(request), request.query_params.get("by", "")))
+        who = await self.caller(request, "read")
+        counted = query.counts(self._filter(request), request.query_params.get("by", ""))
+        await self.looked(request, who, "events.count")
+        rows = await self.c.rows(*counted)
         return answer({"counts": [{"value": value, "events": n, "bytes": total} for value, n, total in rows]})
 
     async def stream(self, request: Request) -> Response:
         """GET /v1/events/stream."""
-        await self.caller(request, "read")
+        who = await self.caller(request, "read")
         wanted, params = self._filter(request), request.query_params
         given = request.headers.get("last-event-id") or params.get("after")
         cursor = query.parse_number(given, "Last-Event-ID", 0, 0, 1 << 53) if given else None
         last = query.parse_number(params.get("last"), "last", 0, 0, query.MAX_LIMIT)
         behind = query.parse_number(params["max_behind"], "max_behind", 0, 1, 1 << 53) if params.get("max_behind") else None
+        begin = self.c.writer.size
+        await self.looked(request, who, "events.stream")
         frames = tail.follow(
             wanted,
             read=self.c.rows,
@@ -77,6 +86,7 @@ class ReaderDoor(Door):
             stopping=lambda: self.c.stopping,
             cursor=cursor,
             last=last,
+            begin=begin,
             max_behind=behind,
         )
         allowed = self._while_allowed(request, self._counted(frames))
@@ -119,8 +129,10 @@ class ReaderDoor(Door):
 
     async def event(self, request: Request) -> Response:
         """GET /v1/events/UID: its exact bytes."""
-        await self.caller(request, "read")
-        return Response((await self._found(request))[1], media_type="application/json")
+        who = await self.caller(request, "read")
+        raw = (await self._found(request))[1]
+        await self.looked(request, who, "events.get", uid=request.path_params["uid"])
+        return Response(raw, media_type="application/json")
 
     async def proof(self, request: Request) -> Response:
         """GET /v1/events/UID/proof: leaf index, tree size, audit path (base64) and the checkpoint it leads to."""
@@ -129,27 +141,9 @@ class ReaderDoor(Door):
         size = self.c.writer.size
         path = await self.c.reading(lambda: tree.inclusion(pos - 1, size, self.c.store.subtree))
         leaf = base64.b64encode(tree.leaf_hash(raw)).decode()
-        note = await self.c.reading(lambda: self._checkpoint(size))
+        note = (await self.c.point(size)).note
         hashes = [base64.b64encode(step).decode() for step in path]
         return answer({"index": pos - 1, "size": size, "leaf": leaf, "path": hashes, "checkpoint": note})
-
-    def _checkpoint(self, size: int) -> str:
-        return tree.checkpoint(self.c.origin, size, tree.root_at(size, self.c.store.subtree), self.c.key)
-
-    async def checkpoint(self, request: Request) -> Response:
-        """GET /v1/log/checkpoint."""
-        await self.caller(request, "read")
-        size = self.c.writer.size
-        return PlainTextResponse(await self.c.reading(lambda: self._checkpoint(size)))
-
-    async def consistency(self, request: Request) -> Response:
-        """GET /v1/log/consistency?from=&to=."""
-        await self.caller(request, "read")
-        size, params = self.c.writer.size, request.query_params
-        new = query.parse_number(params.get("to"), "to", size, 0, size)
-        old = query.parse_number(params.get("from"), "from", 0, 0, new)
-        path = await self.c.reading(lambda: tree.consistency(old, new, self.c.store.subtree) if old else [])
-        return answer({"from": old, "to": new, "path": [base64.b64encode(step).decode() for step in path]})
 
     async def agents(self, request: Request) -> Response:
         """GET /v1/agents; with ?only=names, no more than the name of each."""

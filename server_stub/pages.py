@@ -43,6 +43,7 @@ def metrics(c: Collector) -> str:
     buckets += [('_bucket{le="+Inf"}', latency.count), ("_sum", latency.total), ("_count", latency.count)]
     silent = sum(agent.silent for agent in c.agents.values())
     results = [(f'{{result="{name}"}}', float(n)) for name, n in sorted(c.batches.items())]
+    carried = [(f'{{result="{name}"}}', float(n)) for name, n in sorted(c.carried.items())]
     return "\n".join(
         (
             _metric("events_accepted_total", "counter", "Events made durable.", [("", c.writer.accepted)]),
@@ -52,6 +53,7 @@ def metrics(c: Collector) -> str:
             _metric("agents", "gauge", "Agents enrolled.", [("", len(c.agents))]),
             _metric("agents_silent", "gauge", "Agents that stopped reporting.", [("", silent)]),
             _metric("tail_readers", "gauge", "Live readers.", [("", c.tails)]),
+            _metric("witness_total", "counter", "Checkpoints given to witnesses, by what became of them.", carried),
             _metric("store_bytes", "gauge", "The store on disk.", [("", c.store.size_bytes())]),
             _metric("store_writable", "gauge", "1 if the last commit went well.", [("", int(c.writer.alive()))]),
             "",

@@ -149,9 +149,13 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
         values += [_like(wanted.medium) + "%"] * 2
     if wanted.event is not None:
         codes = _codes(wanted.event)
-        each = " OR ".join("text LIKE ? ESCAPE '\\'" if code.endswith("*") else "text = ?" for code in codes)
-        terms.append(f"code IN (SELECT id FROM names WHERE {each or '0'})")  # noqa: S608 - constants
-        values += [_like(code[:-1]) + "%" if code.endswith("*") else code for code in codes]
+        for unwanted in (False, True):
+            some = [code.removeprefix("!") for code in codes if code.startswith("!") == unwanted]
+            if not some:
+                continue
+            each = " OR ".join("text LIKE ? ESCAPE '\\'" if code.endswith("*") else "text = ?" for code in some)
+            terms.append(f"code {'NOT ' * unwanted}IN (SELECT id FROM names WHERE {each})")  # noqa: S608 - constants
+            values += [_like(code[:-1]) + "%" if code.endswith("*") else code for code in some]
     if wanted.severity is not None:
         # Said as a constant, too: an index over part of the events can't be chosen by what a parameter will be.
         terms.append("severity >= 3 AND severity >= ?" if wanted.severity >= 3 else "severity >= ?")

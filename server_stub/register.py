@@ -17,7 +17,8 @@ from agent.contract import columns
 from agent.contract.wire import ApprovalEntry
 from server_stub import words
 from server_stub.client import Client, Failed
-from server_stub.commands import client, language, local_zone, say, until_ms
+from server_stub.commands import client, local_zone, say, until_ms
+from server_stub.judged import language
 from server_stub.query import BadQuery
 
 HEADS = ["key", "owner", "approver", "purpose", "until", "machines", "dirs", "read_only", "revoked", "reason"]

@@ -179,7 +179,7 @@ async def serve(settings: Settings, ready: Any = None) -> None:
     """Serve until SIGTERM or SIGINT. `ready(url)` is called once it answers. Raises ConfigError, StoreError."""
     _raise_descriptor_limit()
     tls = {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key} if settings.tls_cert else {}
-    async with opened(settings) as collector:
+    async with opened(settings, served=True) as collector:
         servers = [
             (_server(collector, False, **tls), _listen(settings)),
             (_server(collector, True), _listen_local(settings.socket)),

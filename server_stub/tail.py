@@ -100,11 +100,13 @@ async def follow(
     stopping: Callable[[], bool],
     cursor: int | None = None,
     last: int = 0,
+    begin: int | None = None,
     max_behind: int | None = None,
 ) -> AsyncIterator[bytes]:
-    """Frames for one reader until `stopping`. From `cursor` on if it has one, else its `last` events and what comes."""
+    """Frames for one reader until `stopping`. From `cursor` on if it has one, else its `last` events before `begin` (default:
+    the log's size) and what comes."""
     if cursor is None:
-        cursor = size()
+        cursor = size() if begin is None else begin
         if last:
             sql, values = query.sql(wanted, after=None, descending=True, limit=last, upto=cursor)
             for pos, raw in reversed(await read(sql, values)):

@@ -51,6 +51,40 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_end": ("no end", "無期限"),
     "never": ("never", "なし"),
     "uses": ("{used} of {uses}", "{used} / {uses}"),
+    # verify
+    "whole": (
+        "whole: {events} of {lines} events in full, {machines} machines, log {origin} at size {size}",
+        "健全: {lines} 件中 {events} 件の内容あり、機械 {machines} 台、ログ {origin} (サイズ {size})",
+    ),
+    "part": ("chosen by: {filter}", "抽出条件: {filter}"),
+    "key_given": ("key: the one you gave", "鍵: 指定されたもの"),
+    "key_bundle": (
+        "key: taken from the bundle itself ({key}): this shows that the bundle agrees with itself, not who made it; give the"
+        " collector's key with --key",
+        "鍵: このファイル自身に入っていたもの ({key})。ファイル内の整合は示しますが、作成者は示しません。"
+        "収集サーバーの鍵を --key で指定してください",
+    ),
+    "compared": ("held against older checkpoints of size: {sizes}", "以前のチェックポイントと照合済み (サイズ: {sizes})"),
+    "uncovered": ("not covered by the proof: {names}", "証明の対象外: {names}"),
+    "bad": ("NOT WHOLE: {what}: {why}", "不正: {what}: {why}"),
+    "bad_event": (
+        "NOT WHOLE: {what}: event {seq} of {agent} (epoch {epoch}), line {line}: {why}",
+        "不正: {what}: {agent} の {seq} 番目の記録 (epoch {epoch})、{line} 行目: {why}",
+    ),
+    "altered": ("altered", "改変"),
+    "removed": ("removed", "削除"),
+    "inserted": ("inserted", "挿入"),
+    "reordered": ("reordered", "順序の入れ替え"),
+    "back-dated": ("back-dated", "日時の遡り"),
+    "forged": ("not signed as it should be", "署名の不一致"),
+    "tree": ("not the log that was signed", "署名されたログとの不一致"),
+    "unreadable": ("damaged", "破損"),
+    "misplaced": ("misplaced", "位置の不一致"),
+    "erased": (
+        "erased the content of {count} events received before {before}",
+        "{before} より前に受信した {count} 件の内容を消去しました",
+    ),
+    "carried": ("{witness}: has the checkpoint of size {size}", "{witness}: サイズ {size} のチェックポイントを渡しました"),
     "gap": ("-- gap: {count} events not shown ({reason}) --", "-- 欠落: {count} 件が表示されていません ({reason}) --"),
     "gap_some": ("-- gap: events not shown ({reason}) --", "-- 欠落: 表示されていない記録があります ({reason}) --"),
 }

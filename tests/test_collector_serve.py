@@ -4,6 +4,7 @@ import asyncio
 import base64
 import http.client
 import json
+import re
 import resource
 import socket
 import sqlite3
@@ -11,14 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from jsonschema import Draft202012Validator
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
 from agent.contract import chain, wire
-from server_stub import query, tail, tree
+from server_stub import app, query, tail, tree
 from server_stub.commands import sse
 from tests.collector_client import Client, copied, draft
 from tests.house import Collector, until
@@ -170,6 +171,12 @@ ROUTES = {
     ("GET", "/v1/media/usb:x"): "read",
     ("GET", "/v1/log/checkpoint"): "read",
     ("GET", "/v1/log/consistency"): "read",
+    ("GET", "/v1/log/keys"): "open",
+    ("GET", "/v1/events/stream?max_behind=0"): "read",
+    ("GET", "/v1/export"): "export",
+    ("POST", "/v1/log/witness"): "export",
+    ("POST", "/v1/retention?before=2020-01-01"): "erase",
+    ("POST", "/add-checkpoint"): "open",
     ("PUT", "/v1/media/usb:x"): "register",
     ("DELETE", "/v1/media/usb:x"): "register",
     ("GET", "/v1/tokens"): "tokens",
@@ -180,6 +187,15 @@ ROUTES = {
     ("GET", "/metrics"): "open",
     ("GET", "/"): "open",
 }
+
+
+def test_no_route_is_missing_in_the_table_of_roles() -> None:
+    """Agents' own routes are not for tokens: signatures open them (test_collector_hostile)."""
+    signed = {("POST", "/v1/enroll"), ("POST", "/v1/batches"), ("GET", "/v1/register")}
+    routes = {(method, path) for method, path, _ in app.table(cast(Any, None), local=False)} - signed
+    asked = {(method, path.partition("?")[0]) for method, path in ROUTES}
+    patterns = {route: re.compile(re.sub(r"\{[^}]*\}", "[^/]+", route[1])) for route in routes}
+    assert not [route for route in routes if not any(m == route[0] and patterns[route].fullmatch(p) for m, p in asked)]
 
 
 def test_each_role_may_do_its_own_and_nothing_else(collector: Collector) -> None:
@@ -198,7 +214,7 @@ def test_each_role_may_do_its_own_and_nothing_else(collector: Collector) -> None
             status, body = answer.status, answer.read()
             connection.close()
             known = who in ("viewer", "reviewer", "admin", "auditor")
-            may = right == "open" or (right == "read" and known) or who == "admin"
+            may = right == "open" or (right == "read" and known) or who == "admin" or (right, who) == ("export", "auditor")
             expected = "let in" if may else 403 if known else 401
             got: Any = status if status in (401, 403) else "let in"
             if got != expected or status >= 500:
@@ -313,7 +329,8 @@ class Reader:
         return [json.loads(data) for kind, data, _ in list(self.frames) if kind == "message"]
 
     def sequences(self) -> list[int]:
-        return [event["metadata"]["sequence"] for event in self.events()]
+        """Of machines' events: what the collector notes about its readers is none of them."""
+        return [event["metadata"]["sequence"] for event in self.events() if event["class_uid"] not in (6003, 6008)]
 
     def gaps(self) -> list[Any]:
         return [json.loads(data) for kind, data, _ in list(self.frames) if kind == "gap"]
@@ -327,7 +344,7 @@ class Reader:
 
 
 def test_readers_see_everything_in_order_while_many_write(collector: Collector) -> None:
-    readers = [Reader(collector), Reader(collector)]
+    readers = [Reader(collector, "?event=file.*"), Reader(collector, "?event=file.*")]
     agents = [Client(collector.port, f"ws-{n}") for n in range(4)]
     for each in agents:
         each.enrol()
@@ -345,7 +362,7 @@ def test_readers_see_everything_in_order_while_many_write(collector: Collector) 
     for reader in readers:
         until(lambda r=reader: len(r.events()) == 400, lambda r=reader: f"only {len(r.events())} came")
     orders = [[event["metadata"]["uid"] for event in reader.events()] for reader in readers]
-    assert orders[0] == orders[1] == [event["metadata"]["uid"] for event in collector.events()]
+    assert orders[0] == orders[1] == [event["metadata"]["uid"] for event in collector.events(event="file.*")]
     for each in agents:
         own = [event["metadata"]["sequence"] for event in readers[0].events() if event["device"]["uid"] == each.id]
         assert own == list(range(1, 101))
@@ -381,7 +398,7 @@ def test_no_gap_is_silent(collector: Collector, agent: Client) -> None:
     assert len(collector.events()) == 4, "what was folded is in the chain, but is no event to show"
     behind = Reader(collector, "?max_behind=3", "1")
     until(lambda: behind.gaps(), lambda: f"{behind.frames}")
-    assert behind.gaps()[0] == {"reason": "behind", "count": 5}
+    assert behind.gaps()[0]["reason"] == "behind" and behind.gaps()[0]["count"] >= 5
     behind.close()
     beyond = Reader(collector, "", "999999")
     until(lambda: beyond.gaps(), lambda: f"{beyond.frames}")
@@ -439,14 +456,14 @@ def test_pages_follow_each_other_to_the_end(collector: Collector, agent: Client)
     for order, expected in (("asc", list(range(1, 26))), ("desc", list(range(25, 0, -1)))):
         seen, after = [], ""
         while True:
-            page = collector.get(f"/v1/events?limit=10&order={order}&after={after}")
+            page = collector.get(f"/v1/events?event=file.*&limit=10&order={order}&after={after}")
             seen += [event["metadata"]["sequence"] for event in page["events"]]
             after = page["next"]
             if after is None:
                 break
         assert seen == expected
     connection = http.client.HTTPConnection("127.0.0.1", collector.port)
-    connection.request("GET", "/v1/events", headers=bearer(collector._token) | {"Accept": "application/x-ndjson"})
+    connection.request("GET", "/v1/events?event=file.*", headers=bearer(collector._token) | {"Accept": "application/x-ndjson"})
     answer = connection.getresponse()
     assert answer.headers["content-type"] == "application/x-ndjson"
     assert answer.read().splitlines() == agent.lines
@@ -508,9 +525,11 @@ def test_the_collectors_own_events_are_ocsf_and_a_whole_chain(tmp_path: Path) ->
         until(lambda: house.events(event="agent.back"), "its return is not told")
         house.run("media", "approve", "usb:1", "--owner", "sato", "--approver", "mori", "--purpose", "x", "--until", "never")
         house.run("media", "revoke", "usb:1", "--reason", "lost")
-        events = house.events()
+        house.events()
+        lines = raw_events(tmp_path, own)
     finally:
         house.stop()
+    events = [json.loads(line) for line in lines]
     schemas = OcsfJsonSchemaEmbedded(get_ocsf_schema(version="1.8.0"))
     codes = set()
     for event in events:
@@ -519,11 +538,9 @@ def test_the_collectors_own_events_are_ocsf_and_a_whole_chain(tmp_path: Path) ->
         schema = schemas.get_class_schema(name, event["metadata"]["profiles"])
         errors = [error.message for error in Draft202012Validator(schema).iter_errors(event)]
         assert not errors, (event, errors)
-    assert codes == {"agent.silent", "agent.back", "register.changed"}
+    assert codes == {"agent.silent", "agent.back", "register.changed", "record.viewed"}
     epoch = events[0]["unmapped"]["sekisho"]["epoch"]
     head = chain.genesis(own, epoch)
-    lines = raw_events(tmp_path, own)
-    assert [json.loads(line) for line in lines][: len(events)] == events
     for number, line in enumerate(lines, 1):
         ours = json.loads(line)["unmapped"]["sekisho"]
         assert (ours["seq"], ours["prev"]) == (number, head.hex())

@@ -8,12 +8,12 @@ Must not know: where events are kept or sent. Layouts: docs/reference.md, "Chain
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from agent.contract.wire import Head, Receipt
+from agent.contract.wire import Head, Receipt, Rotation
 
 
 class NotWhole(Exception):
@@ -61,6 +61,37 @@ def receipt_bytes(receipt: Receipt) -> bytes:
     """What a collector signs of a receipt."""
     fields = (receipt.agent, receipt.epoch, receipt.last, receipt.hash, receipt.tree_size)
     return "\n".join(("sekisho/receipt/v1", *map(str, fields), "")).encode()
+
+
+def check_any(data: bytes, sig: str, public_keys: Iterable[bytes]) -> None:
+    """Raise NotWhole unless `sig` is one of these keys' signature over `data`."""
+    for key in public_keys:
+        try:
+            return check(data, sig, key)
+        except NotWhole:
+            continue
+    raise NotWhole("the signature does not fit")
+
+
+def rotation_bytes(rotation: Rotation) -> bytes:
+    """What the old and the new key of a collector both sign of a rotation."""
+    return "\n".join(("sekisho/rotation/v1", rotation.old, rotation.new, str(rotation.size), "")).encode()
+
+
+def successors(key: bytes, rotations: Sequence[Rotation]) -> list[bytes]:
+    """`key` and the keys that took its place, in order; a rotation that both keys did not sign ends the list."""
+    keys = [key]
+    for rotation in rotations:
+        try:
+            old, new = (base64.b64decode(text, validate=True) for text in (rotation.old, rotation.new))
+            if old != keys[-1]:
+                continue
+            check(rotation_bytes(rotation), rotation.old_sig, old)
+            check(rotation_bytes(rotation), rotation.new_sig, new)
+        except (NotWhole, ValueError):
+            break
+        keys.append(new)
+    return keys
 
 
 def request_bytes(method: str, target: str, agent: str, time_ms: str) -> bytes:

@@ -64,6 +64,16 @@ class Receipt(Struct):
     sig: str = ""
 
 
+class Rotation(Struct):
+    """A collector's change of key, signed by both: `old` and `new` are base64, `size` the log's size when it changed."""
+
+    old: str
+    new: str
+    size: int
+    old_sig: str = ""
+    new_sig: str = ""
+
+
 class Folded(Struct):
     """The line that stands for an event whose content is gone: its digest (SHA-256 of its bytes, hex) keeps the chain."""
 

@@ -8,6 +8,7 @@ of their engine's. Must not know HTTP, chains, or who may see what.
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from agent.contract.wire import Head
 from server_stub.intake import Known, Row
 
 
@@ -34,6 +35,10 @@ class Session(Protocol):
         """Append events at `first_pos`, `first_pos` + 1, ..."""
         ...
 
+    def add_head(self, first_pos: int, head: Head, taken: int) -> None:
+        """Keep the signed head of a batch whose rows were added from `first_pos` on, the first being seq `taken`."""
+        ...
+
     def add_nodes(self, nodes: Iterable[tuple[int, int, bytes]]) -> None:
         """Keep hashes of complete subtrees: (level, index, hash)."""
         ...
@@ -48,6 +53,10 @@ class Session(Protocol):
 
     def set_known(self, agent: str, epoch: int, known: Known) -> None:
         """Say where a chain ends now."""
+        ...
+
+    def forget(self) -> None:
+        """Hold nothing in memory of what the store says: it was changed by plain SQL."""
         ...
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -68,6 +77,10 @@ class Store(Protocol):
 
     def subtree(self, level: int, index: int) -> bytes:
         """Hash of a complete subtree (`tree.Subtree`)."""
+        ...
+
+    def settle(self) -> None:
+        """Have what was erased gone from the disk, as far as no reader still needs it."""
         ...
 
     def size_bytes(self) -> int:

@@ -1,6 +1,7 @@
 -- The collector's store. `raw` is the record, exactly as received; every other column of `events` is an index over it.
 -- `pos` is the one order of all accepted events (1, 2, 3 ...): leaf pos - 1 of the tree, and the cursor of readers.
--- A folded event (only its digest came) has code NULL. Nothing here is ever updated but what `agents` and `tokens` count.
+-- A folded event (only its digest came) has code NULL. Of what is here nothing changes but what `agents` and `tokens` count,
+-- and content that retention erases: `raw` is then the line that stands for it, its leaf stays in `erased`.
 -- Texts that come again and again (code ... program) are numbers of `names`; the view `readable` shows them as texts.
 
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -28,6 +29,29 @@ CREATE INDEX events_time ON events (time);
 CREATE INDEX events_user ON events (user) WHERE user IS NOT NULL;
 CREATE INDEX events_medium ON events (medium) WHERE medium IS NOT NULL;
 CREATE INDEX events_grave ON events (pos, severity) WHERE severity >= 3;
+
+-- Every accepted batch: its rows begin at `pos` with the seq `taken` (those before it were held) and end with `last`. What
+-- was signed is `first` to `last`, the hashes before and after, and `sent_at`. The collector's own events are batches of one.
+CREATE TABLE heads (
+    pos INTEGER PRIMARY KEY, chain INTEGER NOT NULL, first INTEGER NOT NULL, taken INTEGER NOT NULL, last INTEGER NOT NULL,
+    sent_at INTEGER NOT NULL, sig BLOB NOT NULL
+);
+
+-- Leaf hashes of events whose content retention erased: they can't be computed any more.
+CREATE TABLE erased (pos INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
+
+-- The keys this log was signed with, oldest first; each names the one before it, signed by both (chain.Rotation, JSON).
+CREATE TABLE signers (n INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, rotation TEXT NOT NULL);
+
+-- Other logs whose checkpoints are cosigned here, as last seen; and cosignatures that others gave to checkpoints of this one.
+CREATE TABLE witnessed (origin TEXT PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cosigned (size INTEGER NOT NULL, line TEXT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (size, line)) WITHOUT ROWID;
+
+-- Looks at personal data within the last minutes: one row a person and filter, told as `record.viewed` and then counted.
+CREATE TABLE looks (
+    person TEXT NOT NULL, what TEXT NOT NULL, since INTEGER NOT NULL, count INTEGER NOT NULL, by TEXT NOT NULL,
+    PRIMARY KEY (person, what)
+) WITHOUT ROWID;
 
 -- Serial numbers that media were seen with, so that one can be found by either.
 CREATE TABLE serials (medium INTEGER NOT NULL, serial TEXT NOT NULL, PRIMARY KEY (medium, serial)) WITHOUT ROWID;

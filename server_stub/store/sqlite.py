@@ -4,19 +4,22 @@ Owns: the connections (one that writes, one for each thread that reads), the pra
 that stand for texts and chains in it, and turning SQLite's errors into `StoreError`. Must not know what the rows mean.
 """
 
+import base64
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from agent.contract.wire import Head
 from server_stub import query, tree
 from server_stub.intake import Known, Row
 from server_stub.store import StoreError
 
-VERSION = 2
+VERSION = 3
 """Of the layout, kept in PRAGMA user_version; raised whenever `schema.sql` changes."""
 MAX_NAMES = 100_000
 """Texts whose numbers are kept in memory, at most."""
@@ -59,6 +62,12 @@ class SqliteSession:
         self._chains: dict[tuple[str, int], int] = {}
         self._serials: set[tuple[int | None, str]] = set()
 
+    def forget(self) -> None:
+        """See `Session`."""
+        self._names = {None: None}
+        self._chains.clear()
+        self._serials.clear()
+
     def begin(self) -> None:
         """See `Session`."""
         with _told(self.path):
@@ -72,9 +81,7 @@ class SqliteSession:
     def rollback(self) -> None:
         """See `Session`. SQLite may have rolled back by itself already (a full disk): then there is nothing to drop."""
         # Numbers given out within the transaction are gone with it.
-        self._names = {None: None}
-        self._chains.clear()
-        self._serials.clear()
+        self.forget()
         with _told(self.path):
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
@@ -115,6 +122,15 @@ class SqliteSession:
         found = self.db.execute("SELECT id FROM chains WHERE agent = ? AND epoch = ?", (agent, epoch)).fetchone()
         self._chains[agent, epoch] = number = int(found[0])
         return number
+
+    def add_head(self, first_pos: int, head: Head, taken: int) -> None:
+        """See `Session`."""
+        values = (
+            *(first_pos, self._chains.get((head.agent, head.epoch)) or self._chain(head.agent, head.epoch)),
+            *(head.first, taken, head.last, head.sent_at, base64.b64decode(head.sig)),
+        )
+        with _told(self.path):
+            self.db.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def add_nodes(self, nodes: Iterable[tuple[int, int, bytes]]) -> None:
         """See `Session`."""
@@ -194,13 +210,18 @@ class SqliteStore:
             sql, values = "SELECT hash FROM nodes WHERE level = ? AND n >= ? AND n < ? ORDER BY n", (kept, first, first + count)
             hashes = [row[0] for row in self.rows(sql, values)]
         else:
-            sql = "SELECT raw FROM events WHERE pos > ? AND pos <= ? ORDER BY pos"
-            hashes = [tree.leaf_hash(row[0]) for row in self.rows(sql, (first, first + count))]
+            sql = "SELECT raw, leaf FROM events LEFT JOIN erased USING (pos) WHERE pos > ? AND pos <= ? ORDER BY pos"
+            hashes = [leaf or tree.leaf_hash(raw) for raw, leaf in self.rows(sql, (first, first + count))]
         if len(hashes) != count:
             raise StoreError(f"{self.path}: hashes of the tree are missing at level {kept}; restore the store from a backup")
         while len(hashes) > 1:
             hashes = [tree.node_hash(*pair) for pair in zip(hashes[::2], hashes[1::2], strict=True)]
         return bytes(hashes[0])
+
+    def settle(self) -> None:
+        """See `Store`: the log that SQLite keeps beside the file holds the former pages until then."""
+        with _told(self.path):
+            self._reader().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def size_bytes(self) -> int:
         """See `Store`."""
@@ -217,3 +238,31 @@ class SqliteStore:
         if self._session is not None:
             self._session.db.close()
             self._session = None
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a store, also one in use, as of one moment (SQLite's online backup). `target` is made, 0600. Raises StoreError."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with _told(source), closing(sqlite3.connect(source, timeout=30)) as db, closing(sqlite3.connect(target)) as made:
+        db.backup(made)
+
+
+def checked(path: Path) -> int:
+    """The size of the log in a copy that was found sound, to its last page and hash. Raises StoreError."""
+    with _told(path), closing(sqlite3.connect(path)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            raise StoreError(f"{path}: is no store of this version of the collector (layout {version}, not {VERSION})")
+        damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise StoreError(f"{path}: is damaged ({' '.join(damage.split())}); take another backup")
+        size, count = db.execute("SELECT coalesce(max(pos), 0), count(*) FROM events").fetchone()
+        if size != count:
+            raise StoreError(f"{path}: {size - count} events of its log are missing; take another backup")
+        return int(size)
+
+
+def new_epoch(path: Path, epoch: int) -> None:
+    """Have the collector's own chain begin anew: after what a backup holds, others may have followed once."""
+    with _told(path), closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE meta SET value = ? WHERE name = 'epoch'", (str(epoch),))

@@ -1,0 +1,56 @@
+"""Erasing content that is older than a site may keep it, so that all proofs stay: digests and leaves remain, words go.
+
+Owns: which events go (by when they were received: a wrong clock must neither keep nor erase them), what stays in
+their place, and the record that counts them. Erased pages are overwritten (SQLite's secure_delete); names that nothing
+uses any more go, too.
+Must not know: who asked, HTTP.
+"""
+
+from typing import NamedTuple
+
+from agent.contract import chain, wire
+from server_stub import acts, tree
+from server_stub.commit import Writer
+
+PORTION = 2_000
+"""Events erased in one commit: agents wait no longer than that."""
+
+
+class Erased(NamedTuple):
+    """One portion: how many events, between which positions of the log."""
+
+    events: int
+    first: int
+    last: int
+
+
+def portion(writer: Writer, before_ms: int, after: int) -> Erased:
+    """Inside the writer: erase the next events beyond position `after` that were received before `before_ms`."""
+    session = writer.session
+    session.execute("PRAGMA secure_delete = ON")
+    rows = session.execute(
+        "SELECT pos, seq, raw FROM events WHERE pos > ? AND received_at < ? AND code IS NOT NULL"
+        " AND pos NOT IN (SELECT pos FROM latest) ORDER BY pos LIMIT ?",
+        (after, before_ms, PORTION),
+    )
+    for pos, seq, raw in rows:
+        session.execute("INSERT INTO erased VALUES (?, ?)", (pos, tree.leaf_hash(raw)))
+        line = wire.folded_line(seq, chain.digest(raw))
+        session.execute(
+            "UPDATE events SET raw = ?, uid = NULL, time = 0, severity = 0, code = NULL, machine = NULL, host = NULL,"
+            " user = NULL, medium = NULL, label = NULL, way = NULL, program = NULL, bytes = NULL WHERE pos = ?",
+            (line, pos),
+        )
+    return Erased(len(rows), rows[0][0] if rows else 0, rows[-1][0] if rows else 0)
+
+
+def finish(writer: Writer, before_ms: int, found: Erased, by: acts.By) -> None:
+    """Inside the writer: drop names that nothing uses, and put the whole run on record."""
+    used = " UNION ".join(
+        f"SELECT {column} FROM events"  # noqa: S608 - constants
+        for column in ("code", "machine", "host", "user", "medium", "label", "way", "program")
+    )
+    writer.session.execute(f"DELETE FROM names WHERE id NOT IN (SELECT * FROM ({used}) WHERE code IS NOT NULL)")  # noqa: S608
+    writer.session.execute("DELETE FROM serials WHERE medium NOT IN (SELECT id FROM names)")
+    writer.session.forget()
+    acts.erased(writer, by, before_ms, found.events, found.first, found.last)
