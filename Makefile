@@ -3,6 +3,8 @@
 #   make test     all tests that can run on this machine, and a list of those that can't and why
 #   make check    formatting, lint and strict types
 #   make test-vm  the real-hardware tier: a Debian guest in QEMU with USB sticks and a phone (root; builds its image once)
+#   make test-load  50,000 small files copied out while the collector is away and the disk full (root; some minutes)
+#   make ways-out the matrix of ways out: every way to carry a file out, and what the agent told of it (root; FILE=yours.toml)
 #   make bench    the measurements of docs/benchmarks.md
 #   make venv     the development environment in .venv (made anew only when pyproject.toml changed)
 #   make clean    remove what the above made
@@ -11,10 +13,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+FILE   ?=
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vm check bench venv clean
+.PHONY: help demo test test-vm test-load ways-out check bench venv clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +35,12 @@ check: $(VENV)/.installed-dev
 
 test-vm: $(VENV)/.installed-dev
 	SEKISHO_VM=1 $(BIN)/python -m pytest tests/vm $(ARGS)
+
+ways-out: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.ways_out $(FILE) $(ARGS)
+
+test-load: $(VENV)/.installed-dev
+	SEKISHO_LOAD=50000 $(BIN)/python -m pytest tests/test_whole_load.py $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench $(ARGS)

@@ -154,11 +154,36 @@ def _enroll(args: argparse.Namespace) -> int:
 
     config = _config(args)
     try:
+        if args.new_key:
+            _renew(config.agent.state_dir)
         pinned = sender.enroll(config.agent, args.url, args.token, args.ca_file)
     except (identity.IdentityError, sender.Refused) as error:
         fail(str(error), BAD)
     print(f"enrolled as {pinned.agent}; the collector's key {pinned.key} is pinned")
     return DONE
+
+
+def _renew(state_dir: str) -> None:
+    """Put the present key aside, if nothing depends on it any more."""
+    from agent import checkup, identity, spoolfile
+    from agent.contract.chain import NotWhole
+    from agent.spool import SpoolError
+
+    try:
+        checkup.ask(state_dir)
+    except checkup.NotRunning:
+        pass
+    else:
+        fail("the agent is running with the key it has; stop it first: systemctl stop sekisho-agent", BAD)
+    try:
+        held, sent = spoolfile.verify(state_dir), identity.load(state_dir).acknowledged()
+        waiting = held.last - (sent.seq if sent and sent.epoch == held.epoch else 0)
+    except (SpoolError, NotWhole) as error:
+        fail(f"{error}; a key is changed over a sound spool only", BAD)
+    if waiting:
+        fail(f"{waiting} events were not sent yet; start the agent and let it send them, then stop it", BAD)
+    former = identity.renew(state_dir)
+    print(f"the key of {former} was put aside")
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -285,6 +310,7 @@ def parser() -> argparse.ArgumentParser:
     enroll = command("enroll", _enroll, "make the key, join a collector, pin its key", form=False)
     enroll.add_argument("url", metavar="URL")
     enroll.add_argument("--token", required=True, metavar="T")
+    enroll.add_argument("--new-key", action="store_true", help="under a new key; the old one is put aside")
     enroll.add_argument("--ca-file", default="", metavar="FILE", help="the authority that signed the collector's certificate")
     replay = command("replay", _replay, "run recorded facts through the pure core; print the events")
     replay.add_argument("facts", metavar="FACTS", help="a file of facts, or - for stdin")

@@ -22,7 +22,7 @@ from msgspec import Struct
 from agent import identity as identities
 from agent.config import Agent
 from agent.contract import chain
-from agent.contract.wire import Enrol, Enrolled, Problem
+from agent.contract.wire import Enrol, Enrolled, Problem, Rotation
 from agent.identity import Identity, Pinned
 
 if TYPE_CHECKING:
@@ -202,6 +202,21 @@ def join(
     pinned = Pinned(url=peer.url, key=got.key, agent=identity.agent, name=name, ca_file=ca_file, enrolled_at=now_ms)
     pinned.token_digest = token_digest(token)
     return pinned, None if got.register is msgspec.UNSET else bytes(got.register)
+
+
+class _Succession(Struct):
+    rotations: list[Rotation] = []
+
+
+def newest_key(peer: Collector, key: bytes) -> bytes | None:
+    """The collector's present key if `key`, which is pinned, vouches for it; None if it has no other. Raises Unreachable."""
+    answer = peer.ask("GET", "/v1/log/keys", None, {})
+    try:
+        told = msgspec.json.decode(answer.body, type=_Succession) if answer.status == 200 else _Succession()
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    newest = chain.successors(key, told.rotations)[-1]
+    return None if newest == key else newest
 
 
 def enroll(agent: Agent, url: str, token: str, ca_file: str = "") -> Pinned:

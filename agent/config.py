@@ -24,6 +24,7 @@ Bytes = NewType("Bytes", int)
 Seconds = NewType("Seconds", float)
 """A duration, written "10m" in TOML."""
 
+WAYS = ("mount", "mtp", "usb", "network", "print", "bluetooth")
 DEFAULT_PATH = "/etc/sekisho/config.toml"
 _SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -66,12 +67,30 @@ class Limit(Struct, kw_only=True):
     window: Seconds
     bytes: Bytes = Bytes(0)
     files: int = 0
+    ways: list[str] = field(default_factory=list)
+
+
+class Ways(Struct, kw_only=True):
+    """`[agent.ways]`: which ways out that are no media are told of, and how severe a copy by one is."""
+
+    network: typing.Literal["watch", "off"] = "watch"
+    print: typing.Literal["watch", "off"] = "watch"
+    bluetooth: typing.Literal["watch", "off"] = "watch"
+    severity: typing.Literal["low", "medium", "high"] = "medium"
 
 
 class Spool(Struct, kw_only=True):
     """`[agent.spool]`: how much disk the events may take."""
 
     max_bytes: Bytes = Bytes(256 << 20)
+
+
+class Staging(Struct, kw_only=True):
+    """`[agent.staging]`: copies made elsewhere on the machine. `hold`: the first opener of a protected file is held for it."""
+
+    watch: bool = True
+    hold: bool = True
+    keep: Seconds = Seconds(90 * 86400.0)
 
 
 def default_limits() -> list[Limit]:
@@ -91,12 +110,30 @@ class Agent(Struct, kw_only=True):
     protect: list[Protect] = field(default_factory=list)
     collector: CollectorLink = field(default_factory=CollectorLink)
     media: Media = field(default_factory=Media)
+    ways: Ways = field(default_factory=Ways)
     limit: list[Limit] = field(default_factory=default_limits)
     spool: Spool = field(default_factory=Spool)
+    staging: Staging = field(default_factory=Staging)
+
+
+class Witness(Struct, kw_only=True):
+    """`[[collector.witness]]`: who keeps our checkpoints. One of `url` (with `key`: another collector's), `file`, `mail`."""
+
+    url: str = ""
+    key: str = ""
+    ca_file: str = ""
+    file: str = ""
+    mail: str = ""
+
+
+class Cosign(Struct, kw_only=True):
+    """`[[collector.cosign]]`: a log whose checkpoints this collector cosigns: its `key` as its `key show` prints it."""
+
+    key: str
 
 
 class Collector(Struct, kw_only=True):
-    """`[collector]`. An empty `key_file` means `signing.key` in `state_dir`."""
+    """`[collector]`. An empty `key_file` means `signing.key` in `state_dir`; a `retention` of 0: events are kept for ever."""
 
     listen: str = "127.0.0.1:8443"
     state_dir: str = "/var/lib/sekisho-collector"
@@ -106,6 +143,12 @@ class Collector(Struct, kw_only=True):
     enroll_token: str = ""
     silent_after: Seconds = Seconds(300.0)
     key_file: str = ""
+    retention: Seconds = Seconds(0.0)
+    witness_every: Seconds = Seconds(3600.0)
+    smtp: str = ""
+    mail_from: str = ""
+    witness: list[Witness] = field(default_factory=list)
+    cosign: list[Cosign] = field(default_factory=list)
 
 
 class Config(Struct, kw_only=True):
@@ -200,8 +243,14 @@ class _Reader:
         origin = typing.get_origin(kind)
         if origin is list:
             if not isinstance(value, list):
+                if typing.get_args(kind) == (str,):
+                    raise self.fail(path, f'"{key}" must be a list of texts in quotes, like ["network"]')
                 raise self.fail(path, f'"{key}" must be written as [[{".".join(str(p) for p in path)}]]')
             (item,) = typing.get_args(kind)
+            if item is str:
+                if not all(isinstance(each, str) for each in value):
+                    raise self.fail(path, f'"{key}" must be a list of texts in quotes, like ["network"]')
+                return value
             return [self.struct(item, each, (*path, number)) for number, each in enumerate(value)]
         if origin is typing.Literal:
             choices = typing.get_args(kind)
@@ -231,6 +280,10 @@ def _check(config: Config, reader: _Reader) -> None:
             raise reader.fail((*path, "name"), f'two limits are named "{limit.name}"; give each its own name')
         if limit.bytes <= 0 and limit.files <= 0:
             raise reader.fail(path, f'limit "{limit.name}" has neither "bytes" nor "files"; give one')
+        unknown = [way for way in limit.ways if way not in WAYS]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], WAYS, 1, 0.5) or [", ".join(WAYS)]
+            raise reader.fail((*path, "ways"), f'"{unknown[0]}" is no way out; did you mean "{near[0]}"?')
         if limit.window < 1:
             raise reader.fail((*path, "window"), f'limit "{limit.name}" needs a window of at least 1s')
         seen.add(limit.name)
@@ -245,6 +298,8 @@ def _check(config: Config, reader: _Reader) -> None:
         raise reader.fail(("agent", "media", "simulated_dir"), f'"{agent.media.simulated_dir}" must be an absolute path')
     if agent.collector.heartbeat < 1:
         raise reader.fail(("agent", "collector", "heartbeat"), '"heartbeat" must be at least "1s"')
+    if agent.staging.keep < 60:
+        raise reader.fail(("agent", "staging", "keep"), '"keep" must be at least "1m"')
     if agent.spool.max_bytes < 1 << 20:
         raise reader.fail(("agent", "spool", "max_bytes"), '"max_bytes" must be at least "1MiB"')
     url = agent.collector.url

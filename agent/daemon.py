@@ -6,7 +6,6 @@ One event, walked: `turn` → `Senses.gather` → `_take` → `Core.feed` → `R
 """
 
 import contextlib
-import io
 import os
 import resource
 import signal
@@ -20,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__, config, identity, service
-from agent.contract.event import Event
+from agent.contract.codes import SEVERITIES
+from agent.contract.form import AnyEvent
 from agent.core import facts
 from agent.core.facts import Fact
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
+from agent.factlog import FactLog, NotPrivate
 from agent.guard import Guard
 from agent.recorder import Recorder
 from agent.sender import Sender
@@ -32,12 +33,15 @@ from agent.senses import ATTENTIVE_STEP_MS, Senses
 from agent.spool import Spool, SpoolError
 
 _TICK_MS = 1_000
+_SETTLES_MS = 1_000
 _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
 _ENOUGH_WAITING = 2_000
 """Events not durable yet, above which the recorder is waited for, though not for longer than PATIENCE steps at a time."""
+_STORM = 2_000
+"""Events recorded since memory was last given back, after which it is given back again once none waits."""
 _LET_WRITE_S = 0.01
 _PATIENCE = 100
 
@@ -59,12 +63,15 @@ def core_config(site: config.Config, agent: str) -> CoreConfig:
         version=__version__,
         protect=[ProtectedDir(path=os.path.realpath(each.path), label=each.label) for each in site.agent.protect],
         limits=[
-            WindowLimit(name=each.name, window_s=int(each.window), bytes=each.bytes, files=each.files)
+            WindowLimit(name=each.name, window_s=int(each.window), bytes=each.bytes, files=each.files, ways=tuple(each.ways))
             for each in site.agent.limit
         ],
         require_approval=site.agent.media.require_approval,
         record_names=site.agent.media.record_names,
         device_type=service.chassis(),
+        ways_off=frozenset(way for way in ("network", "print", "bluetooth") if getattr(site.agent.ways, way) == "off"),
+        ways_severity=next(number for number, word in SEVERITIES.items() if word == site.agent.ways.severity),
+        keep_copies_ms=int(site.agent.staging.keep * 1000),
     )
 
 
@@ -73,23 +80,23 @@ class Daemon:
 
     def __init__(self, site: config.Config, record: str | None = None) -> None:
         self._site = site
-        self._record: io.FileIO | None = None
+        self._factlog: FactLog | None = None
         self._inbox: deque[Fact] = deque()
         self._wake, self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = self._reloading = False
         self._stop_threads = threading.Event()
         self._told_coverage: dict[str, facts.Coverage] = {}
         self._listener: socket.socket | None = None
-        self._made: list[Event] = []
+        self._made: list[AnyEvent] = []
         self._config_error = ""
-        self._last_tick = self._last_summary = 0
+        self._last_tick = self._last_summary = self._gave_back_at = 0
         try:
             if record:
-                self._record = _open_record(record)
+                self._factlog = FactLog(record)
             self._open_state()
         except OSError as error:
             raise StartError(f"{error.filename}: {error.strerror}; choose another agent.state_dir, or run as root") from None
-        except (identity.IdentityError, SpoolError) as error:
+        except (identity.IdentityError, SpoolError, NotPrivate) as error:
             raise StartError(str(error)) from None
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -100,11 +107,11 @@ class Daemon:
         Path(agent.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._identity = identity.load_or_create(agent.state_dir)
         self._spool = Spool.open(agent.state_dir, self._identity, agent.spool.max_bytes, now_ms, self._tell)
-        self._core = Core(core_config(self._site, self._identity.agent), _new_uid)
+        self._core = Core(core_config(self._site, self._identity.agent), _uids().__next__)
         self._core.restore(self._spool.state())
         self._sender = Sender(self._identity, agent, self._spool, self._tell)
         self._recorder = Recorder(self._spool, self._tell, self._sender.wake)
-        self._guard = Guard(agent.state_dir, self._spool.check_alive)
+        self._guard = Guard(agent.state_dir, self._spool.check_alive, self._durable_ms)
 
     # -- run -----------------------------------------------------------------------------------------------------------
 
@@ -112,11 +119,21 @@ class Daemon:
         """Watch until SIGTERM or SIGINT; then record what is known, say so, and return 0."""
         service.raise_descriptor_limit()
         service.share_one_heap()
+        service.collect_rarely()
         sys.setswitchinterval(0.0005)  # the thread that senses must not wait 5 ms for one that packs a batch
         now_ms = _now_ms()
         agent = self._site.agent
         protect = [each.path for each in agent.protect]
-        self._senses = Senses(protect, agent.media.simulated_dir, self._guard, self._take, self._core.watches, now_ms)
+        self._senses = Senses(
+            protect,
+            agent.media.simulated_dir,
+            self._guard,
+            self._take,
+            self._core.watches,
+            now_ms,
+            agent.staging,
+            [agent.state_dir],
+        )
         self._senses.also_poll(self._wake)
         self._open_door()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -167,6 +184,7 @@ class Daemon:
         if self._spool.previous or self._spool.last_code():
             self._take_all(self._guard.former_run(clean, now_ms))
         self._senses.begin(now_ms)
+        self._follow_copies(now_ms)
         self._tell_coverage(now_ms)
         self._guard.touch()
         self._hand_on(now_ms)
@@ -196,6 +214,7 @@ class Daemon:
         self._last_tick = now_ms
         self._open_door()
         self._senses.tick(now_ms)
+        self._follow_copies(now_ms)
         self._tell_coverage(now_ms)
         self._take(facts.Tick(at_ms=now_ms))
         if now_ms - self._last_summary >= _SUMMARY_EVERY_MS or now_ms < self._last_summary:
@@ -203,15 +222,22 @@ class Daemon:
             self._take(facts.Summary(at_ms=now_ms, detail=self._summary()))
         if self._reloading:
             self._reload(now_ms)
+        if self._recorder.recorded - self._gave_back_at >= _STORM and not self._recorder.waiting:
+            self._gave_back_at = self._recorder.recorded
+            service.give_back()
 
     # -- from one room to the next -------------------------------------------------------------------------------------
 
     def _take(self, fact: Fact) -> None:
-        if self._record is not None:
-            self._record.write(facts.write(fact) + b"\n")
+        if self._factlog is not None:
+            self._factlog.write(fact)
         self._made += self._core.feed(fact)
         if self._core.wanted:
             self._take_all(sizes.look(self._core.ask(), fact.at_ms))
+        if self._core.unlike:
+            self._take_all(self._senses.compare(self._core.compare(), fact.at_ms))
+        if self._core.unmarked:
+            self._take_all(self._senses.follow_copies(self._core.mark(), fact.at_ms))
         if len(self._made) >= _HAND_ON:
             self._hand_on(fact.at_ms, with_state=False)
 
@@ -221,7 +247,7 @@ class Daemon:
         if self._made or state is not None:
             made, self._made = self._made, []
             self._recorder.put(made, state, now_ms)
-        patience = _PATIENCE
+        patience = _PATIENCE if with_state else 0  # once a turn, or nobody would look at anything else
         while self._recorder.waiting > _ENOUGH_WAITING and not self._recorder.last_error and patience > 0:
             time.sleep(_LET_WRITE_S)  # file facts stay in the kernel's queue meanwhile: there one takes 100 bytes
             patience -= 1
@@ -229,6 +255,18 @@ class Daemon:
     def _take_all(self, many: Iterable[Fact]) -> None:
         for fact in many:
             self._take(fact)
+
+    def _follow_copies(self, now_ms: int) -> None:
+        """Watch all known copies, at the start and when the small process that trips on them is a new one."""
+        if self._senses.arming is not None and self._senses.arming.wants_copies:
+            self._senses.arming.wants_copies = False
+            self._take_all(self._senses.follow_copies(self._core.copies(), now_ms))
+
+    def _durable_ms(self) -> int:
+        """Until when all that happened is durable; while files settle in the core, that is a second ago at best."""
+        recorded_ms, core_ms = self._recorder.since_ms, self._core.untold_since_ms
+        settled_ms = self._senses.read_until_ms - (0 if self._stopping else _SETTLES_MS)
+        return min(settled_ms, recorded_ms or settled_ms, core_ms or settled_ms)
 
     def _tell(self, fact: Fact) -> None:
         """From any thread: a fact for the core."""
@@ -343,19 +381,15 @@ class Daemon:
         return recorded
 
 
-def _open_record(path: str) -> io.FileIO:
-    """Facts hold names of private files and whole command lines, so the record is its owner's alone."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    found = os.fstat(fd)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        os.close(fd)
-        raise StartError(f"{path}: may be read by others; remove it, or chmod 600 it and make it yours")
-    return io.FileIO(fd, "ab")
+def _uids() -> Iterator[str]:
+    """128 bits from the kernel each, in hex: what OCSF's metadata.uid asks for, and can't be guessed.
 
-
-def _new_uid() -> str:
-    """128 bits from the kernel, in hex: what OCSF's metadata.uid asks for, and can't be guessed."""
-    return os.urandom(16).hex()
+    Read 64 at a time: each read lets another thread in, which is a tenth of the time a storm takes.
+    """
+    while True:
+        some = os.urandom(64 * 16).hex()
+        for at in range(0, len(some), 32):
+            yield some[at : at + 32]
 
 
 def _now_ms() -> int:

@@ -1,8 +1,9 @@
 """A sensor pointed at ourselves: the clock, the sign of life, the agent's own files.
 
-Owns: noticing that the wall clock jumped against the monotonic one, that a former run ended without a word (so that what
-the kernel told a dead agent is said to be lost), that the key or the spool changed under us. Must not
-know how any of it is reported. The sign of life is the modification time of `STATE/alive`, which costs no fsync.
+Owns: noticing that the wall clock jumped against the monotonic one, that the machine was suspended or we stood still, that
+a former run ended without a word (so that what the kernel told a dead agent is said to be lost), that the key or the spool
+changed under us. Must not know how any of it is reported. The sign of life is the modification time of `STATE/alive`, which
+costs no fsync.
 """
 
 import os
@@ -14,17 +15,30 @@ from pathlib import Path
 from agent.core.facts import Clock, Coverage, Fact, Lost, Tampered
 
 _JUMP_MS = 2_000
+_STALL_S = 5.0
+"""We are asked once a second. Storms and slow disks may make that two or three; longer, and nobody was there."""
 _ALIVE_EVERY_S = 5.0
 _FILES_EVERY_S = 10.0
 
 
 class Guard:
-    """A Sensor asked by the clock. `spool_ok` returns a stable code of what is wrong with the spool, or None."""
+    """A Sensor asked by the clock. `spool_ok` returns a stable code of what is wrong with the spool, or None.
 
-    def __init__(self, state_dir: str, spool_ok: Callable[[], str | None]) -> None:
+    `durable_ms` tells until when (ms) all that happened is durable: the sign of life never speaks for more, so that what a
+    killed agent had read or still had to read, but not written, lies within the gap that the next run tells.
+    """
+
+    def __init__(
+        self,
+        state_dir: str,
+        spool_ok: Callable[[], str | None],
+        durable_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
         self._state = Path(state_dir)
-        self._spool_ok = spool_ok
+        self._spool_ok, self._durable_ms = spool_ok, durable_ms
         self._offset_ms = _wall_minus_monotonic()
+        self._suspended_ms = _suspended_ms()
+        self._asked_at = time.monotonic()
         self._alive_at = self._files_at = -1e9
         self._key = self._stat_key()
         self._said: set[str] = set()
@@ -46,12 +60,19 @@ class Guard:
         yield Lost(at_ms=now_ms, reason=reason, since_ms=min(last_ms, now_ms), until_ms=now_ms)
 
     def drain(self, now_ms: int) -> Iterator[Fact]:
-        """Clock jumps and altered files since the last call."""
+        """Since the last call: clock jumps, suspends, a stall of our own, altered files."""
         offset_ms = _wall_minus_monotonic()
         if abs(offset_ms - self._offset_ms) >= _JUMP_MS:
             yield Clock(at_ms=now_ms, jump_ms=offset_ms - self._offset_ms)
         self._offset_ms = offset_ms
+        suspended_ms = _suspended_ms()
+        if suspended_ms - self._suspended_ms >= _JUMP_MS:
+            yield Clock(at_ms=now_ms, suspended_ms=suspended_ms - self._suspended_ms)
+        self._suspended_ms = suspended_ms
         now = time.monotonic()
+        if now - self._asked_at >= _STALL_S:  # it does not go on while the machine is suspended
+            yield Lost(at_ms=now_ms, reason="stalled", since_ms=now_ms - int((now - self._asked_at) * 1000), until_ms=now_ms)
+        self._asked_at = now
         if now - self._alive_at >= _ALIVE_EVERY_S:
             self._alive_at = now
             self.touch()
@@ -63,10 +84,9 @@ class Guard:
         """Leave the sign of life."""
         alive = self._state / "alive"
         try:
-            if alive.exists():
-                os.utime(alive)
-            else:
-                alive.touch(mode=0o600)
+            alive.touch(mode=0o600)
+            at_ns = self._durable_ms() * 1_000_000
+            os.utime(alive, ns=(at_ns, at_ns))
         except OSError:
             return  # a state directory that is read-only or gone is reported by the spool, which can't write either
 
@@ -97,6 +117,11 @@ class Guard:
         if now is None:
             return "key_missing"
         return "key_replaced" if now != self._key else None
+
+
+def _suspended_ms() -> int:
+    """How long the machine has been suspended since boot."""
+    return (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)) // 1_000_000
 
 
 def _wall_minus_monotonic() -> int:

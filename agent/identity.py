@@ -34,7 +34,10 @@ class IdentityError(Exception):
 
 
 class Pinned(Struct, kw_only=True):
-    """collector.json. `key`: its Ed25519 public key, base64; `token_digest`: SHA-256 (hex) of the token that was used up."""
+    """collector.json. `key`: its Ed25519 public key, base64; `token_digest`: SHA-256 (hex) of the token that was used up.
+
+    `former`: keys it had before, newest first; what is kept here may still be signed by them.
+    """
 
     url: str
     key: str
@@ -43,6 +46,16 @@ class Pinned(Struct, kw_only=True):
     ca_file: str = ""
     enrolled_at: int = 0
     token_digest: str = ""
+    former: list[str] = []
+
+    @property
+    def kept_keys(self) -> list[bytes]:
+        """The keys that may have signed what is kept here, the pinned one first."""
+        return [self.public_key, *(base64.b64decode(key) for key in self.former)]
+
+    def succeeded(self, key: bytes) -> "Pinned":
+        """With `key` in the place of the pinned one."""
+        return msgspec.structs.replace(self, key=base64.b64encode(key).decode(), former=[self.key, *self.former])
 
     @property
     def public_key(self) -> bytes:
@@ -116,11 +129,7 @@ def load_or_create(state_dir: str | Path, machine_id: Path = MACHINE_ID) -> Iden
     birth = _load(birth_path, Birth)
     key = _read_key(key_path)
     if key and birth and birth.machine and machine and birth.machine != machine:
-        former = chain.agent_id(bytes(key.verify_key))
-        for name in ("agent.key", "agent.json", "collector.json", "head.json", "register.json"):
-            with suppress(FileNotFoundError):
-                (state_dir / name).rename(state_dir / f"{name}.of-{former[:12]}")
-        _sync_directory(state_dir)
+        former = _put_aside(state_dir, key)
         key = birth = None
     if key is None:
         key = _create_key(key_path)
@@ -128,6 +137,32 @@ def load_or_create(state_dir: str | Path, machine_id: Path = MACHINE_ID) -> Iden
     if birth is None:
         write_file(birth_path, msgspec.json.encode(Birth(machine=machine)))
     return Identity(state_dir, key, former)
+
+
+_OWN = ("agent.key", "agent.json", "collector.json", "head.json", "register.json")
+
+
+def _put_aside(state_dir: Path, key: SigningKey, names: tuple[str, ...] = _OWN) -> str:
+    """Keep these files under the name of the identity they are of; its id."""
+    former = chain.agent_id(bytes(key.verify_key))
+    for name in names:
+        with suppress(FileNotFoundError):
+            (state_dir / name).rename(state_dir / f"{name}.of-{former[:12]}")
+    _sync_directory(state_dir)
+    return former
+
+
+def renew(state_dir: str | Path) -> str:
+    """Put the key and all that belongs to it aside, the spool too, so that the next start makes a new one; the former id.
+
+    For an agent that is stopped and has sent everything. Raises IdentityError.
+    """
+    held = load(state_dir)
+    spool = ("spool.db", "spool.db-wal", "spool.db-shm")
+    try:
+        return _put_aside(held.state_dir, held.key, (*_OWN, *spool))
+    except OSError as error:
+        raise IdentityError(f"{state_dir}: its files can't be put aside ({error.strerror}); mend the disk") from None
 
 
 def load(state_dir: str | Path) -> Identity:

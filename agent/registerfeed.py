@@ -35,11 +35,11 @@ class BadRegister(Exception):
     """A register that is not to be believed; the sentence says why."""
 
 
-def open_register(data: bytes, public_key: bytes) -> RegisterBody:
-    """The register in `data` (JSON of a `SignedRegister`), once `public_key`'s signature fits. Raises BadRegister."""
+def open_register(data: bytes, *public_keys: bytes) -> RegisterBody:
+    """The register in `data` (JSON of a `SignedRegister`), once one of these keys signed it. Raises BadRegister."""
     try:
         signed = msgspec.json.decode(data, type=SignedRegister)
-        chain.check(f"sekisho/register/v1\n{signed.body}".encode(), signed.sig, public_key)
+        chain.check_any(f"sekisho/register/v1\n{signed.body}".encode(), signed.sig, public_keys)
         return msgspec.json.decode(signed.body.encode(), type=RegisterBody)
     except NotWhole:
         raise BadRegister("the register is not signed by the pinned collector; it is not used") from None
@@ -115,7 +115,7 @@ class RegisterFeed:
         if pinned is None:
             return
         try:
-            body = open_register(data, pinned.public_key)
+            body = open_register(data, *pinned.kept_keys)
         except BadRegister as error:
             self._last_error = f"{self._path}: {error}"
             self._tell(Tampered(at_ms=self._now_ms(), what="register_altered", detail={"path": str(self._path)}))

@@ -10,10 +10,13 @@ make a loss silent. Must not know: how events are sealed, threads, errors.
 import sqlite3
 from typing import Any
 
-from agent.spoolfile import FOLDED, HELD, PAGE
+from agent import packs
+from agent.spoolfile import FOLDED, HELD, PAGE, REFUSED
 
 LINK_BYTES = 128
 """What a link row takes on disk, about: only used to turn a share of the room into a number of rows."""
+EVENT_BYTES = 256
+"""What an event takes at least, about: in a pack."""
 
 
 def used(db: sqlite3.Connection) -> int:
@@ -30,16 +33,16 @@ def make(db: sqlite3.Connection, max_bytes: int, acked: int, last: int) -> bool:
     goal = room - max_bytes // 20  # a twentieth at a time, so that not every append has to
     spare = max_bytes // 16 // LINK_BYTES
     while (over := used(db) - goal) > 0:
-        few = max(16, over // 1024)
-        if not (
-            _cut_links(db, acked, last, few, spare) or _cut_contents(db, acked, few) or _cut_links(db, acked, last, few, 0)
-        ):
+        few = max(16, over // 1024)  # by their size outside packs; of a pack, all go together
+        if not (_cut_links(db, acked, last, few, spare) or cut_contents(db, acked, few) or _cut_links(db, acked, last, few, 0)):
             break
     if used(db) > goal:
         db.execute("CREATE TEMP TABLE IF NOT EXISTS going (seq INTEGER PRIMARY KEY)")
         db.execute("DELETE FROM going")
-        while (over := used(db) - goal) > 0 and _fold(db, max(16, over // 1024)):
-            pass
+        while (over := used(db) - goal) > 0:
+            (held,) = db.execute("SELECT count(*) FROM link WHERE gone = 0 AND keep = 0").fetchone()
+            if not _fold(db, max(16, min(over // EVENT_BYTES, held // 8))):  # an eighth at a time: events may be large
+                break
         count(db, "spool_full", "seq IN (SELECT seq FROM going) AND gone = ?", (HELD,), FOLDED)
     (pages,) = db.execute("PRAGMA page_count").fetchone()
     if pages * PAGE > max_bytes:
@@ -47,11 +50,10 @@ def make(db: sqlite3.Connection, max_bytes: int, acked: int, last: int) -> bool:
     return used(db) <= room
 
 
-def _cut_contents(db: sqlite3.Connection, acked: int, few: int) -> bool:
+def cut_contents(db: sqlite3.Connection, acked: int, few: int) -> bool:
     """The oldest acknowledged contents go; their digests stay."""
-    seqs = db.execute("SELECT seq FROM content WHERE seq <= ? ORDER BY seq LIMIT ?", (acked, few)).fetchall()
-    db.executemany("DELETE FROM content WHERE seq = ?", seqs)
-    db.executemany("UPDATE link SET gone = 1 WHERE seq = ? AND gone = 0", seqs)
+    seqs = packs.drop_oldest(db, acked, few)
+    db.executemany("UPDATE link SET gone = 1 WHERE seq = ? AND gone = 0", zip(seqs))
     return bool(seqs)
 
 
@@ -73,10 +75,11 @@ def _cut_links(db: sqlite3.Connection, acked: int, last: int, few: int, spare: i
 
 def _fold(db: sqlite3.Connection, few: int) -> bool:
     """The lowest severities, oldest first, lose their content; they are noted in `going`."""
-    query = "SELECT seq FROM content JOIN link USING (seq) WHERE keep = 0 ORDER BY severity, seq LIMIT ?"
-    seqs = db.execute(query, (few,)).fetchall()
+    query = """SELECT seq FROM link WHERE keep = 0 AND gone IN (?, ?) AND seq NOT IN (SELECT seq FROM going)
+               ORDER BY severity, seq LIMIT ?"""
+    seqs = db.execute(query, (HELD, REFUSED, few)).fetchall()
     db.executemany("INSERT INTO going VALUES (?)", seqs)
-    db.executemany("DELETE FROM content WHERE seq = ?", seqs)
+    packs.drop(db, (seq for (seq,) in seqs))
     return bool(seqs)
 
 

@@ -26,11 +26,23 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from agent.collector import Answer, Collector, Refused, Unreachable, enroll, host_name, join, plain, token_digest, token_of
+from agent.collector import (
+    Answer,
+    Collector,
+    Refused,
+    Unreachable,
+    enroll,
+    host_name,
+    join,
+    newest_key,
+    plain,
+    token_digest,
+    token_of,
+)
 from agent.config import Agent
 from agent.contract import chain
 from agent.contract.chain import NotWhole
-from agent.contract.wire import MAX_EVENTS, Problem, Receipt, batch_body
+from agent.contract.wire import MAX_EVENTS, Head, Problem, Receipt, batch_body
 from agent.core.facts import Clock, Fact, Tampered
 from agent.identity import Acknowledged, Identity, IdentityError, Pinned
 from agent.registerfeed import RegisterFeed
@@ -44,8 +56,12 @@ COALESCE_S = 0.2
 """After being woken, wait so long for more to send along."""
 BASE_S, CAP_S = 1.0, 300.0
 RETRY_AFTER_CAP_S = 3600.0
+BATCH_BYTES = 1 << 20
+"""Of events in one batch, before they are packed: four copies of it are in memory while it is sent."""
 GROW_AFTER = 8
 """After so many batches taken, try larger ones again."""
+_LEVEL = 3
+"""gzip: 5 µs and 150 bytes an event of a storm; 6, its default, takes 10 µs for 116 bytes."""
 CLOCK_STEP_MS = 2_000
 """A Date header has whole seconds; smaller changes of the offset are not told."""
 
@@ -221,7 +237,7 @@ class Sender:
             return Next(self._link.heartbeat, wakeable=False)
         if self._stopped:
             return Next(self._link.heartbeat, wakeable=False)
-        batch = self._spool.next_batch(self._cursor, self._limit)
+        batch = self._spool.next_batch(self._cursor, self._limit, BATCH_BYTES)
         if not batch.lines and self._now_ms() < self._due_ms <= self._now_ms() + self._link.heartbeat * 1000:
             return Next((self._due_ms - self._now_ms()) / 1000)
         return self._send(self._peer, self._pinned, batch)
@@ -251,8 +267,8 @@ class Sender:
         head = batch.head(self._now_ms())
         head.sig = chain.sign(chain.head_bytes(head), self._identity.key)
         if batch.lines:
-            self._spool.save_head(head)
-        body = gzip.compress(batch_body(head, batch.lines), 6, mtime=0)
+            self._save_head(head)
+        body = gzip.compress(batch_body(head, batch.lines), _LEVEL, mtime=0)
         headers = {
             "Sekisho-Agent": batch.agent,
             "Content-Type": "application/x-ndjson",
@@ -275,6 +291,14 @@ class Sender:
         self.counts[f"status_{answer.status}"] += 1
         return self._failed(_spoken(peer.url, answer), answer.retry_after_s or 0.0)
 
+    def _save_head(self, head: Head) -> None:
+        try:
+            self._spool.save_head(head)
+        except SpoolError as error:
+            if not error.retry:
+                raise
+            self.counts["head_not_kept"] += 1  # the disk is full or read-only: all the more reason to send what is here
+
     # -- what each answer means ----------------------------------------------------------------------------------------
 
     def _received(self, pinned: Pinned, batch: Batch, answer: Answer, middle_ms: int) -> Next:
@@ -282,6 +306,8 @@ class Sender:
             receipt = msgspec.json.decode(answer.body, type=Receipt)
             chain.check(chain.receipt_bytes(receipt), receipt.sig, pinned.public_key)
         except NotWhole:
+            if self._repinned(pinned):
+                return NOW
             self.counts["bad_signature"] += 1
             why = "the collector's signature does not fit the key that was pinned; see who answers there"
             return self._failed(f"{self._link.url}: {why}, or enroll again")
@@ -298,7 +324,7 @@ class Sender:
         if receipt.last > self._spool.acknowledged or self._last_receipt is None:
             self._spool.release(receipt.last, receipt)
             head = Acknowledged(agent=receipt.agent, epoch=receipt.epoch, seq=receipt.last, hash=receipt.hash, at_ms=now_ms)
-            self._identity.acknowledge(head)
+            self._remember(head)
         self._last_receipt = {"seq": receipt.last, "at_ms": now_ms}
         self._cursor = None if receipt.last >= self._spool.acknowledged else receipt.last
         self._due_ms = now_ms + int(self._link.heartbeat * 1000)
@@ -311,6 +337,23 @@ class Sender:
         self.counts["batches"] += 1
         self._measure_clock(answer, middle_ms)
         return NOW
+
+    def _remember(self, head: Acknowledged) -> None:
+        """Keep the receipt's head outside the spool, too, against a spool put back from a backup."""
+        try:
+            self._identity.acknowledge(head)
+        except IdentityError:
+            self.counts["receipt_not_kept"] += 1  # a full or read-only disk, which the recorder tells of; sending goes on
+
+    def _repinned(self, pinned: Pinned) -> bool:
+        """Whether the collector changed its key and the pinned one vouches for the new: it is then pinned instead."""
+        newest = newest_key(self._peer, pinned.public_key) if self._peer is not None else None
+        if newest is None:
+            return False
+        self._pinned = pinned.succeeded(newest)
+        self._identity.pin(self._pinned)
+        self.counts["key_changed"] += 1
+        return True
 
     def _measure_clock(self, answer: Answer, middle_ms: int) -> None:
         if answer.date_ms is None:

@@ -36,7 +36,8 @@ class SimulationError(Exception):
 
 
 class Descriptor(Struct, kw_only=True):
-    """What a medium claims to be. `interfaces` are USB "class:subclass:protocol" in hex."""
+    """What a medium claims to be. `interfaces` are USB "class:subclass:protocol" in hex. `device`: the block device (a loop
+    device, say) that plays it; then no folder does, and where it is mounted is for mount(8)."""
 
     kind: Kind = "storage"
     bus: str = "usb"
@@ -47,6 +48,7 @@ class Descriptor(Struct, kw_only=True):
     product_id: str = "1666"
     interfaces: list[str] = field(default_factory=lambda: ["08:06:50"])
     read_only: bool = False
+    device: str = ""
 
 
 class Medium(Struct, kw_only=True):
@@ -99,12 +101,15 @@ def present(root: str | Path) -> list[Medium]:
         return []
     for file in names:
         name = file.removesuffix(SUFFIX)
-        if not name or (root / name).is_symlink() or not (root / name).is_dir():
+        folder = root / name
+        if not name or folder.is_symlink():
             continue
         try:
-            found.append(Medium(root=root, name=name, descriptor=read_descriptor(root / file)))
+            descriptor = read_descriptor(root / file)
         except SimulationError:
             continue
+        if descriptor.device or folder.is_dir():
+            found.append(Medium(root=root, name=name, descriptor=descriptor))
     return found
 
 

@@ -10,22 +10,47 @@ any thread. Losses are told through `tell` as `Lost` facts, once a run each, unt
 is appended; whoever is told must only queue the fact, for the lock is held.
 """
 
+import contextlib
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from agent import room
+from agent import packs, room
 from agent.contract import chain, codes
-from agent.contract.event import Event, seal
-from agent.contract.wire import MAX_BATCH_BYTES, MAX_EVENT_BYTES, MAX_EVENTS, Head, Receipt, folded_line
+from agent.contract.event import Event
+from agent.contract.form import AnyEvent
+from agent.contract.wire import MAX_EVENT_BYTES, MAX_EVENTS, Head, Receipt, folded_line
 from agent.core.facts import Lost
-from agent.spoolfile import CUT, FOLDED, HELD, REFUSED, WALK, SpoolError, Whole, last_seq, read_events, verify
-from agent.spoolhome import SpoolHome, base_of, read_meta, wall_ms, write_meta
+from agent.spoolfile import (
+    CUT,
+    FOLDED,
+    FORMAT,
+    HELD,
+    REFUSED,
+    SpoolError,
+    Whole,
+    connect_read_only,
+    last_seq,
+    read_events,
+    rows,
+    verify,
+)
+from agent.spoolhome import SpoolHome, base_of, losses, read_meta, wall_ms, write_meta
 
 __all__ = ["Batch", "Spool", "SpoolError", "Whole", "last_seq", "read_events", "verify"]
+
+
+_MOVED_AT_ONCE = 500
+_CUT_AT_ONCE = (16, 32, 64, 128, 256, 512)
+
+
+BATCH_BYTES = 1 << 20
+"""Of a batch, before it is packed: it is in memory twice while it is sent."""
 
 
 class Batch(Struct, frozen=True):
@@ -49,7 +74,7 @@ class Spool(SpoolHome):
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def append(self, events: Iterable[Event], state: bytes | None = None) -> list[bytes]:
+    def append(self, events: Iterable[AnyEvent], state: bytes | None = None) -> list[bytes]:
         """Seal, link and keep `events` in order, and the core's `state` with them. Durable when it returns.
 
         Returns the exact bytes of each. Raises SpoolError: then nothing of this call was kept, and it may be repeated with the
@@ -61,23 +86,25 @@ class Spool(SpoolHome):
             try:
                 return self._append(events, state)
             except SpoolError as error:
-                if error.code != "spool_corrupt":
+                if error.code != "spool_corrupt" and not (error.code == "disk_full" and self._make_way()):
                     raise
-            with self._speaking():
-                self._begin_anew("spool_corrupt", wall_ms())
+                damaged = error.code == "spool_corrupt"
+            if damaged:
+                with self._speaking():
+                    self._begin_anew("spool_corrupt", wall_ms())
             return self._append(events, state)
 
-    def _append(self, events: list[Event], state: bytes | None) -> list[bytes]:
+    def _append(self, events: list[AnyEvent], state: bytes | None) -> list[bytes]:
         with self._transaction() as db:
             seq, prev = self._seq, self._hash
             links: list[tuple[Any, ...]] = []
             sealed: list[bytes] = []
             for event in events:
                 seq += 1
-                data = seal(event, seq, self.epoch, prev)
+                data = event.seal(seq, self.epoch, prev)
                 digest = chain.digest(data)
                 prev = chain.link(prev, digest)
-                code = event.metadata.event_code
+                code = event.code
                 keep = event.class_uid == codes.FINDING or code == "agent.gap"
                 links.append((seq, event.time, event.severity_id, keep, code, digest, prev))
                 sealed.append(data)
@@ -85,7 +112,9 @@ class Spool(SpoolHome):
                     self._settle(db, event)
             columns = "seq, time, severity, keep, code, digest, hash"
             db.executemany(f"INSERT INTO link ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", links)  # noqa: S608
-            db.executemany("INSERT INTO content VALUES (?, ?)", enumerate(sealed, self._seq + 1))
+            packs.write(db, self._seq + 1, sealed)
+            if self._format < FORMAT:
+                db.execute(f"PRAGMA user_version = {FORMAT}")  # only now, as on a full disk a start must not fail
             if state is not None:
                 write_meta(db, "state", state)
             if not room.make(db, self.max_bytes, self._acked, seq):
@@ -95,18 +124,45 @@ class Spool(SpoolHome):
                     retry=True,
                 )
             db.execute("COMMIT")
-            self._seq, self._hash = seq, prev
+            self._seq, self._hash, self._format = seq, prev, FORMAT
             self._tell_losses(db)
             return sealed
 
+    def _make_way(self) -> bool:
+        """The disk is full: what the collector holds gives its pages to what is new. False if nothing could be cut."""
+        cut = False
+        try:
+            for few in _CUT_AT_ONCE:  # little by little, as cutting takes room in the -wal, too
+                with self._speaking():
+                    db = self._open_db()
+                    if db.execute("SELECT 1 FROM content WHERE seq <= ? LIMIT 1", (self._acked,)).fetchone() is None:
+                        break
+                    self._spend_reserve()
+                    db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+                with self._transaction() as db:
+                    cut |= room.cut_contents(db, self._acked, few)
+                    write_meta(db, "acked", self._acked)
+                    db.execute("COMMIT")
+        except (SpoolError, OSError):
+            return cut
+        return cut
+
     def release(self, last: int, receipt: Receipt) -> None:
-        """Everything up to `last` is durable at the collector, by its signed `receipt` (checked): it may be cut for room."""
-        with self._lock, self._transaction() as db:
+        """Everything up to `last` is durable at the collector, by its signed `receipt` (checked): it may be cut for room.
+
+        On a full or read-only disk that is known until a restart only; the collector then gives the same receipt again.
+        """
+        with self._lock:
             if last > self._seq:
                 raise SpoolError("spool_short", f"{self.path}: ends at {self._seq}, before {last}", retry=False)
-            write_meta(db, "acked", max(last, self._acked))
-            write_meta(db, "receipt", msgspec.json.encode(receipt))
-            db.execute("COMMIT")
+            try:
+                with self._transaction() as db:
+                    write_meta(db, "acked", max(last, self._acked))
+                    write_meta(db, "receipt", msgspec.json.encode(receipt))
+                    db.execute("COMMIT")
+            except SpoolError as error:
+                if not error.retry:
+                    raise
             self._acked = max(last, self._acked)
 
     def rewind(self, last: int) -> bool:
@@ -143,7 +199,8 @@ class Spool(SpoolHome):
         """Put this chain aside (kept as a file) and begin a new one; the core's counters move over.
 
         For a chain the collector can't continue, since it lost more than the spool can fill. What it lacks of the old chain,
-        from seq `expected` on, becomes a loss `reason`.
+        from seq `expected` on, is recorded anew, with the same uid and time, as far as the contents are here; the others become
+        a loss `reason`.
         """
         with self._lock, self._speaking():
             db = self._open_db()
@@ -153,14 +210,32 @@ class Spool(SpoolHome):
             lost.first_seq, lost.last_seq, lost.count = expected, self._seq, max(0, self._seq - expected + 1)
             self.previous = {"epoch": self.epoch, "seq": self._seq, "hash": self._hash.hex()}
             floor = self.epoch
-            self._put_aside(reason, self.epoch)
-            self._create(max(now_ms, floor + 1), state, [lost])
+            untold = losses(db)
+            aside = self._put_aside(reason, self.epoch)
+            self._create(max(now_ms, floor + 1), state, [*untold, lost])
+            self._hushed = True  # until it is known how many are lost; should we be killed before: all that were to be moved
+            try:
+                self._move_over(self.path.with_name(aside), expected, state)
+            finally:
+                self._hushed = False
             self._tell_losses(self._open_db())
+
+    def _move_over(self, aside: Path, expected: int, state: bytes | None) -> None:
+        """Record anew what a chain that was put aside holds from seq `expected` on; its loss shrinks by each."""
+        with contextlib.closing(connect_read_only(aside)) as old:
+            held = (data for *_, data in rows(old, expected - 1) if data is not None)
+            while group := [msgspec.json.decode(data, type=Event) for data in islice(held, _MOVED_AT_ONCE)]:
+                self._append([*group], state)
+                with self._transaction() as db:
+                    newest = "id = (SELECT max(id) FROM lost WHERE first = ?)"
+                    db.execute(f"UPDATE lost SET count = count - ? WHERE {newest}", (len(group), expected))  # noqa: S608
+                    db.execute(f"DELETE FROM lost WHERE count <= 0 AND {newest}", (expected,))  # noqa: S608
+                    db.execute("COMMIT")
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def next_batch(
-        self, after: int | None = None, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BATCH_BYTES // 2
+        self, after: int | None = None, max_events: int = MAX_EVENTS, max_bytes: int = BATCH_BYTES
     ) -> Batch:
         """Lines after seq `after` (default: the acknowledged one), as many as fit, at least one if there is any.
 
@@ -186,8 +261,7 @@ class Spool(SpoolHome):
                 raise SpoolError("spool_short", f"{self.path}: does not hold event {after}", retry=False)
             lines: list[bytes] = []
             size, head, large = 0, prev, []
-            rows = WALK
-            for seq, gone, digest, link, data in db.execute(rows + " WHERE seq > ? ORDER BY seq LIMIT ?", (after, max_events)):
+            for seq, gone, digest, link, data in islice(rows(db, after), max_events):
                 line = folded_line(seq, digest) if data is None or gone == REFUSED else data
                 if len(line) > MAX_EVENT_BYTES:
                     large.append(seq)
@@ -254,7 +328,7 @@ class Spool(SpoolHome):
                 "losses_untold": db.execute("SELECT count(*) FROM lost").fetchone()[0],
             }
 
-    def _settle(self, db: Connection, event: Event) -> None:
+    def _settle(self, db: Connection, event: AnyEvent) -> None:
         """An `agent.gap` event tells of a pending loss: from now on the event is its memory."""
         told = event.unmapped.sekisho.lost
         if told is msgspec.UNSET:

@@ -5,7 +5,7 @@ get in (`spool.py`) or what goes when room is short (`room.py`). Readers open it
 snapshot.
 
     link(seq, time, severity, keep, code, gone, digest, hash)      the chain, one row an event
-    content(seq, bytes)                                             the exact bytes, while they are here
+    content(seq, bytes)                                             the exact bytes, while they are here (`packs.py`)
     lost(id, reason, since, until, count, first, last)              losses no `agent.gap` event tells of yet
     meta(key, value)                                                agent, epoch, where the chain starts, newest head and
     receipt gone: 0 held, 1 cut after a receipt, 2 folded and counted, 3 refused by the collector and counted (sent as its
@@ -15,12 +15,13 @@ snapshot.
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from agent import identity
+from agent import identity, packs
 from agent.contract import chain
 from agent.contract.chain import NotWhole
 from agent.contract.wire import Head, Receipt
@@ -28,7 +29,8 @@ from agent.contract.wire import Head, Receipt
 NAME = "spool.db"
 HELD, CUT, FOLDED, REFUSED = range(4)
 APPLICATION_ID = 0x53454B49  # "SEKI": file(1) and `open` tell a spool from another SQLite file by it
-FORMAT = 1
+FORMAT = 2
+"""1: no packs. The same reader reads both."""
 PAGE = 4096
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION_ID};
@@ -42,8 +44,8 @@ CREATE TABLE lost (id INTEGER PRIMARY KEY, reason TEXT NOT NULL, since INTEGER N
 """
 
 # Cast, as an intruder's UPDATE may leave text where bytes were.
-WALK = """SELECT seq, gone, CAST(digest AS BLOB), CAST(hash AS BLOB), CAST(bytes AS BLOB)
-          FROM link LEFT JOIN content USING (seq)"""
+_LINKS = "SELECT seq, gone, CAST(digest AS BLOB), CAST(hash AS BLOB) FROM link WHERE seq > ? ORDER BY seq"
+_NO_MORE = (1 << 63, b"")
 
 # Result codes after which the same call may work later: the disk is full, failing or read-only, or another process writes.
 _RETRY = {
@@ -133,10 +135,32 @@ def spoken(error: sqlite3.Error, path: Path) -> SpoolError:
     return SpoolError("spool_corrupt", f"{path}: is damaged ({error}); restart the agent, it keeps it aside", retry=False)
 
 
+def rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, bytes, bytes, bytes | None]]:
+    """(seq, gone, digest, hash, exact bytes if they are here) of each link after seq `after`."""
+    contents = packs.read(db, after)
+    at, data = next(contents, _NO_MORE)
+    for seq, gone, digest, link in db.execute(_LINKS, (after,)):
+        while at < seq:
+            at, data = next(contents, _NO_MORE)
+        yield seq, gone, digest, link, data if at == seq else None
+
+
+def _stray(db: sqlite3.Connection) -> int | None:
+    """The first content that no link belongs to."""
+    links = (int(seq) for (seq,) in db.execute("SELECT seq FROM link ORDER BY seq"))
+    link = next(links, _NO_MORE[0])
+    for seq, _ in packs.read(db):
+        while link < seq:
+            link = next(links, _NO_MORE[0])
+        if link != seq:
+            return seq
+    return None
+
+
 def walk(db: sqlite3.Connection, epoch: int, base: int, prev: bytes) -> tuple[int, int]:
     """Follow the chain from (`base`, `prev`) to its end: (last seq, how many are digests only). Raises NotWhole."""
     digests = 0
-    for seq, gone, digest, link, data in db.execute(WALK + " WHERE seq > ? ORDER BY seq", (base,)):
+    for seq, gone, digest, link, data in rows(db, base):
         if seq != base + 1:
             raise NotWhole(f"event {base + 1} is missing", base + 1)
         if data is not None:
@@ -171,7 +195,7 @@ def _reading(state_dir: str | Path) -> Iterator[sqlite3.Connection]:
     if not path.exists():
         raise SpoolError("spool_missing", f"{path}: there is no spool; has the agent ever run here?", retry=False)
     try:
-        with contextlib.closing(_connect_read_only(path)) as db:
+        with contextlib.closing(connect_read_only(path)) as db:
             if db.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
                 raise SpoolError("spool_corrupt", f"{path}: is not a spool; see what replaced it", retry=False)
             db.execute("BEGIN")  # one snapshot, while the agent goes on writing
@@ -185,7 +209,7 @@ def _reading(state_dir: str | Path) -> Iterator[sqlite3.Connection]:
         ) from None
 
 
-def _connect_read_only(path: Path) -> sqlite3.Connection:
+def connect_read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10, isolation_level=None)
 
 
@@ -210,7 +234,7 @@ def verify(state_dir: str | Path, public_key: bytes | None = None) -> Whole:
         if base == 0 and start != chain.genesis(agent, epoch):
             raise NotWhole("the start of the chain does not fit the agent and epoch", 1)
         last, digests = walk(db, epoch, base, start)
-        (stray,) = db.execute("SELECT min(seq) FROM content WHERE seq NOT IN (SELECT seq FROM link)").fetchone()
+        stray = _stray(db)
         if stray is not None:
             raise NotWhole(f"event {stray} is there, but its link was removed", stray)
         claims: list[tuple[int, str, str]] = []
@@ -219,7 +243,7 @@ def verify(state_dir: str | Path, public_key: bytes | None = None) -> Whole:
             _same_chain("the signed head", (head.agent, head.epoch), (agent, epoch))
             claims.append((head.last, head.hash, "the signed head"))
         if pinned and receipt:
-            chain.check(chain.receipt_bytes(receipt), receipt.sig, pinned.public_key)
+            chain.check_any(chain.receipt_bytes(receipt), receipt.sig, pinned.kept_keys)
             _same_chain("the collector's receipt", (receipt.agent, receipt.epoch), (agent, epoch))
             claims.append((receipt.last, receipt.hash, "the collector's receipt"))
         vouched = max((claim[0] for claim in claims), default=0)
@@ -259,10 +283,9 @@ def read_events(state_dir: str | Path, after: int = 0, count: int = -1) -> Itera
     """
     while count:
         with _reading(state_dir) as db:
-            query = "SELECT seq, CAST(bytes AS BLOB) FROM content WHERE seq > ? ORDER BY seq LIMIT ?"
-            rows = db.execute(query, (after, min(count, 500) if count > 0 else 500)).fetchall()
-        yield from rows
-        count -= len(rows) if count > 0 else 0
-        if len(rows) < 500:
+            some = list(islice(packs.read(db, after), min(count, 512) if count > 0 else 512))
+        yield from some
+        count -= len(some) if count > 0 else 0
+        if len(some) < 512:
             return
-        after = rows[-1][0]
+        after = some[-1][0]

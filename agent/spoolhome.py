@@ -23,6 +23,8 @@ from agent.core.facts import Fact, Lost, Tampered
 from agent.identity import Identity
 from agent.spoolfile import APPLICATION_ID, FORMAT, NAME, PAGE, SCHEMA, SpoolError, passing, spoken, walk
 
+RESERVE = "spool.reserve"
+"""A file as large as the -wal may be. On a full disk it makes way, so that the log can still be moved into the spool."""
 LOOK_BACK = 256
 """Events whose links are checked at every start; `verify` checks all."""
 
@@ -42,7 +44,9 @@ class SpoolHome:
         self._identity, self._tell = identity, tell
         self._lock = threading.RLock()
         self._seq, self._hash, self._acked = 0, b"", 0
-        self._told: set[int] = set()
+        self._format = FORMAT
+        self._told: set[tuple[object, ...]] = set()
+        self._hushed = False
         self._inodes: dict[str, tuple[int, int]] = {}
         self._db: sqlite3.Connection | None = None
         self._guard = -1
@@ -92,6 +96,7 @@ class SpoolHome:
         """
         with self._lock:
             found = self._look()
+            self._reserve()
             if found in ("spool_missing", "spool_replaced"):
                 try:
                     with self._speaking():
@@ -189,7 +194,8 @@ class SpoolHome:
         db = self._open_db()
         if db.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
             return "spool_corrupt"
-        if db.execute("PRAGMA user_version").fetchone()[0] > FORMAT:
+        (self._format,) = db.execute("PRAGMA user_version").fetchone()
+        if self._format > FORMAT:
             raise SpoolError("spool_newer", f"{self.path}: is of a newer sekisho-agent; install that one again", retry=False)
         if read_meta(db, "agent") != self.agent:
             return "spool_foreign"
@@ -251,7 +257,7 @@ class SpoolHome:
         """Open the file and take over its numbers, if it is ours so far."""
         self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
         # The -wal is not counted in max_bytes: kept small. Temporary tables in memory: there may be no room on disk for them.
-        frames = max(16, min(1000, self.max_bytes // 16 // PAGE))
+        frames = self._log_bytes() // PAGE
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
@@ -264,11 +270,33 @@ class SpoolHome:
         if self._db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,):
             self.epoch, self._acked = int(read_meta(self._db, "epoch")), int(read_meta(self._db, "acked"))
             self._seq, self._hash = end_of(self._db)
+        self._reserve()
         self._inodes = {}
         for name in (str(self.path), f"{self.path}-wal"):
             with contextlib.suppress(FileNotFoundError):
                 seen = os.stat(name)  # noqa: PTH116
                 self._inodes[name] = (seen.st_dev, seen.st_ino)
+
+    def _log_bytes(self) -> int:
+        """How large the -wal may be, about."""
+        return max(16, min(1000, self.max_bytes // 16 // PAGE)) * PAGE
+
+    def _reserve(self) -> None:
+        """Take the reserve, if it is not there and there is room for it."""
+        path = self.path.with_name(RESERVE)
+        if path.exists():
+            return
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, self._log_bytes())
+            finally:
+                os.close(fd)
+        except OSError:  # tried again with the next look at the spool; what a full disk means is told by what can't be written
+            path.unlink(missing_ok=True)
+
+    def _spend_reserve(self) -> None:
+        self.path.with_name(RESERVE).unlink(missing_ok=True)
 
     def _put_aside(self, word: str, number: int) -> str:
         """Close; spool.db → spool.db.WORD-NUMBER, with its -wal. The new name, "" if there was no file."""
@@ -338,14 +366,30 @@ class SpoolHome:
         return bytes(row[0]) if row else None
 
     def _tell_losses(self, db: sqlite3.Connection) -> None:
-        """Hand out losses that were not handed out in this run."""
-        query = "SELECT id, reason, since, until, count, first, last FROM lost ORDER BY id"
-        for row, reason, since, until, count, first, last in db.execute(query).fetchall():
+        """Hand out losses that were not handed out in this run. SQLite gives the id of a row that went to a later one."""
+        if self._hushed:
+            return
+        rows = db.execute("SELECT id, reason, since, until, count, first, last FROM lost ORDER BY id").fetchall()
+        self._told.intersection_update(rows)
+        for row in rows:
             if row not in self._told:
                 self._told.add(row)
+                _, reason, since, until, count, first, last = row
                 lost = Lost(at_ms=wall_ms(), reason=reason, since_ms=since, until_ms=until, count=count)
                 lost.first_seq, lost.last_seq = first, last
                 self._tell(lost)
+
+
+def losses(db: sqlite3.Connection) -> list[Lost]:
+    """Those no event tells of yet."""
+    found = []
+    for reason, since, until, count, first, last in db.execute(
+        "SELECT reason, since, until, count, first, last FROM lost ORDER BY id"
+    ):
+        lost = Lost(at_ms=wall_ms(), reason=reason, since_ms=since, until_ms=until, count=count)
+        lost.first_seq, lost.last_seq = first, last
+        found.append(lost)
+    return found
 
 
 def read_meta(db: sqlite3.Connection, key: str) -> Any:

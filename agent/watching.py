@@ -14,7 +14,7 @@ from typing import Protocol
 from agent.contract.event import path_bytes, path_text
 from agent.core.facts import Coverage, Fact
 from agent.core.pipeline import MountWatch
-from agent.sense import SensorError, latecomers
+from agent.sense import SensorError, fusemount, latecomers
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
 
@@ -26,6 +26,7 @@ class FileSensor(Protocol):
     """What `Fanotify` and `Fallback` have in common."""
 
     want_sizes: bool
+    behind: bool
 
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory. Raises SensorError."""
@@ -96,6 +97,7 @@ class Watching:
         Yields Found for what was written on a new one since `since_ms`, before we came; None: do not look.
         """
         wanted = {(each.namespace, each.mount_id): os.fsdecode(path_bytes(each.reach)) for each in watches}
+        unheld = {(each.namespace, each.mount_id) for each in watches if not each.held}
         for key in [key for key in self._media if key not in wanted]:
             mount = self._media.pop(key)
             if mount not in wanted.values():
@@ -108,13 +110,14 @@ class Watching:
             if key in self._media:
                 continue
             try:
-                self._mark(mount)
-            except SensorError as error:
+                with fusemount.as_owner(fusemount.owner_at(os.fsencode(mount))):
+                    self._mark(mount, key not in unheld)
+            except (SensorError, OSError) as error:
                 self._failed[mount] = str(error)
                 continue
             self._media[key] = mount
             self._failed.pop(mount, None)
-            if since_ms is not None:
+            if since_ms is not None and key not in unheld:
                 yield from latecomers.look(mount, now_ms, since_ms)
         self._files.want_sizes = bool(self._media)
 
@@ -130,16 +133,19 @@ class Watching:
         why = "; ".join(self._failed.values())
         yield Coverage(at_ms=now_ms, sensor="media", ok=not self._failed, blind=blind, why=why)
 
-    def _mark(self, mount: str) -> None:
+    def _mark(self, mount: str, hold: bool = True) -> None:
         """A file system of its own gets one mark and holding; a folder, or what shares its file system, marks on its tree."""
-        if self._mounts.mount_at(path_text(os.fsencode(mount))) is not None:
+        elsewhere = mount.startswith("/proc/")  # reached through a process of another mount namespace
+        if elsewhere or self._mounts.mount_at(path_text(os.fsencode(mount))) is not None:
             try:
                 self._files.watch_medium(mount, True)
             except SensorError:
                 self._files.watch_medium(mount, False)
             else:
-                if self._holder is not None:
+                if self._holder is not None and hold:
                     self._holder.watch(mount)
-                    self._held.add(mount)
+                self._held.add(mount)  # a share too: it is not worth a wake at each exec on the machine
             return
         self._files.watch_medium(mount, False)
+        if self._holder is not None and self._holder.holds(os.path.realpath(mount)):
+            self._held.add(mount)

@@ -1,11 +1,18 @@
-"""`python -m bench [PROGRAM …] [-- ARGUMENT …]`: run the programs one after another, each in a process of its own."""
+"""`python -m bench [PROGRAM …] [-- ARGUMENT …]`: run the programs one after another, each in a process of its own.
+
+All of them take about 20 minutes of a machine that does nothing else. With $SEKISHO_BENCH_OUT their figures are kept there,
+and when all of them ran, docs/benchmarks.md is written from them.
+"""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-ORDER = ["memory", "latency", "hold", "storm", "overhead", "ingest"]
+from bench import page
+
+ORDER = ["memory", "latency", "hold", "storm", "overhead", "elsewhere", "ingest"]
 
 
 def main(arguments: list[str]) -> int:
@@ -18,6 +25,7 @@ def main(arguments: list[str]) -> int:
         return 2
     worst = 0
     for name in names or there:
+        began = time.monotonic()
         print(f"\n## {name}", flush=True)
         command = [sys.executable, "-m", f"bench.{name}", *handed_on]
         if name == "ingest":  # prints one JSON object, and keeps none
@@ -28,6 +36,9 @@ def main(arguments: list[str]) -> int:
             worst = max(worst, done.returncode)
             continue
         worst = max(worst, subprocess.run(command, check=False).returncode)
+        print(f"\n{name}: {time.monotonic() - began:.0f} s", flush=True)
+    if (folder := os.environ.get("SEKISHO_BENCH_OUT")) and not names and not worst:
+        page.main(Path(folder))
     return worst
 
 

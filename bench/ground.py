@@ -275,6 +275,7 @@ class Sekisho(Tool):
     """The real agent, with the disk's folder protected and the medium plugged as a simulated one over its own mount."""
 
     more = ""
+    medium: simulate.Medium | None = None
 
     def start(self) -> None:
         """Start `sekisho-agent run` and wait until it says that it watches both."""
@@ -336,7 +337,8 @@ class Sekisho(Tool):
     def stop(self) -> None:
         """Pull the medium's descriptor (the mount stays) and end the agent."""
         if self.process is not None:
-            self.medium.descriptor_path.unlink(missing_ok=True)
+            if self.medium is not None:
+                self.medium.descriptor_path.unlink(missing_ok=True)
             super().stop()
             self.log.close()
 

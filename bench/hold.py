@@ -53,7 +53,7 @@ def probe(place: ground.Ground, count: int, real_time: bool, busy: bool) -> list
 def main() -> None:
     """The command line."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-r", "--rounds", type=int, default=5)
+    args.add_argument("-r", "--rounds", type=int, default=3)
     args.add_argument("-n", "--opens", type=int, default=1000)
     given = args.parse_args()
     raw: list[dict[str, Any]] = []

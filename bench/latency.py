@@ -118,7 +118,7 @@ def copy(source: Path, target: Path) -> int:
 def main() -> None:
     """The command line."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-n", "--copies", type=int, default=200)
+    args.add_argument("-n", "--copies", type=int, default=100)
     args.add_argument("-r", "--rounds", type=int, default=1, help="accepted for the sake of `python -m bench`; not used")
     given = args.parse_args()
     chance = random.Random(8)

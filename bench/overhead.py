@@ -1,12 +1,11 @@
-"""How much slower does ordinary work get, and what does each tool spend per file it tells?
+"""How much slower does work on protected files get, and what does each tool spend per file it tells?
 
-Inside the protected tree (50,000 small files): `cp -r` to another folder, `cp -r` onto a medium, `tar | cat`, `grep -r`,
-with the agent, its marks alone, fatrace, watchdog and inotifywait. Outside it, on the same file system, with the agent and
-its marks alone: a build, `git status`, `tar`, `grep -r`; and large copies, onto the medium and beside it.
+Over the protected tree (30,000 small files): `cp -r` onto a medium, `cp -r` to another folder, `tar | cat`, `grep -r`,
+with the agent, its marks alone, fatrace, watchdog and inotifywait.
 Every round runs every tool once, in turning order, so a slow minute of the machine hits all; ratios are taken within a
 round. The work's own CPU seconds are given beside its wall clock: other load disturbs them less.
 
-    python -m bench.overhead [-r ROUNDS] [--files N] [-w WORK …] [-m TOOL …] [inside] [outside] [large]
+    python -m bench.overhead [-r ROUNDS] [--files N] [-w WORK …] [-m TOOL …]
 """
 
 import argparse
@@ -15,7 +14,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import ground
 from bench.ground import Ground
@@ -61,60 +59,6 @@ def inside(place: Ground, files: int) -> list[Work]:
         Work("cp -r beside it", f"cp -r {tree} {there}", clean, tree, files),
         Work("tar | cat", f"tar cf - {tree} | cat >/dev/null", clean, tree, files),
         Work("grep -r", f"grep -rq zzzzqqqq {tree} || true", clean, tree, files),
-    ]
-
-
-def outside(place: Ground, files: int) -> list[Work]:
-    """Ordinary work elsewhere on the file system that carries the protected folder."""
-    tree, project, python = place.other / "tree", place.other / "project", place.other / "python"
-    ground.plant(tree, max(1, files // 50))
-    git = "git -c user.name=a -c user.email=a@b -c gc.auto=0"
-    ground.run(["bash", "-c", f"cd {tree} && git init -q . && git add -A && {git} commit -qm x && git status >/dev/null"])
-    project.mkdir()
-    for number in range(40):
-        (project / f"part{number}.h").write_text(f"static inline int part{number}(int x) {{ return x + {number}; }}\n")
-    heads = "".join(f'#include "part{number}.h"\n' for number in range(40))
-    for number in range(150):
-        (project / f"unit{number}.c").write_text(f"{heads}int unit{number}(void) {{ return part3(part7({number})); }}\n")
-    shutil.copytree(Path(statistics.__file__).parent / "email", python / "email")
-    shutil.copytree(Path(statistics.__file__).parent / "asyncio", python / "asyncio")
-
-    def objects() -> None:
-        for each in project.glob("*.o"):
-            each.unlink()
-
-    def nothing() -> None:
-        _settle_disks(place)
-
-    found = [
-        Work("git status", f"for i in 1 2 3 4 5; do git -C {tree} status; done", nothing),
-        Work("tar | cat", f"tar cf - --exclude=.git {tree} | cat >/dev/null", nothing),
-        Work("grep -r", f"grep -rq zzzzqqqq --exclude-dir=.git {tree} || true", nothing),
-    ]
-    if shutil.which("gcc"):
-        build = f"cd {project} && ls *.c | xargs -P 2 -n 1 gcc -O0 -c"
-        found.insert(0, Work("build: 150 × gcc -c", build, objects))
-    else:
-        compiled = f"python3 -m compileall -q -f {python}"
-        found.insert(0, Work("build: python -m compileall", compiled, nothing))
-    return found
-
-
-def large(place: Ground, gib: float) -> list[Work]:
-    """Copies of one large file: a protected one onto the medium, and another one beside itself."""
-    size = int(gib * (1 << 30))
-    for file in (place.protected / "large.bin", place.other / "large.bin"):
-        ground.run(["bash", "-c", f"head -c {size} /dev/urandom >{file}"])
-    onto, beside = place.medium / "large.bin", place.other / "again.bin"
-
-    def clean() -> None:
-        for each in (onto, beside):
-            each.unlink(missing_ok=True)
-        _settle_disks(place)
-
-    return [
-        Work(f"cp {gib:g} GiB onto the medium", f"cp {place.protected}/large.bin {onto}", clean),
-        Work(f"cp {gib:g} GiB outside", f"cp {place.other}/large.bin {beside}", clean),
     ]
 
 
@@ -175,33 +119,18 @@ def summary(works: list[Work], tools: list[str], runs: list[Run]) -> str:
 def main() -> None:
     """The command line."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-r", "--rounds", type=int, default=5)
-    args.add_argument("--files", type=int, default=50_000)
-    args.add_argument("--gib", type=float, default=2.0)
+    args.add_argument("-r", "--rounds", type=int, default=3)
+    args.add_argument("--files", type=int, default=30_000)
     args.add_argument("-w", "--work", action="append", help="only works whose name contains this")
     args.add_argument("-m", "--tool", action="append", choices=list(ground.TOOLS), help="only these (off is always run)")
-    args.add_argument("parts", nargs="*", metavar="inside|outside|large")
     given = args.parse_args()
-    parts = given.parts or ["inside", "outside", "large"]
-    if unknown := set(parts) - {"inside", "outside", "large"}:
-        args.error(f"no such part: {', '.join(unknown)}")
+    usual = ["sekisho", "marks", "fatrace", "watchdog", "inotifywait"]
+    tools = ground.available(["off", *(tool for tool in given.tool or usual if tool != "off")])
     with ground.ground("overhead") as place:
-        for part in parts:
-            works: list[Any] = {
-                "inside": lambda: inside(place, given.files),
-                "outside": lambda: outside(place, given.files),
-                "large": lambda: large(place, given.gib),
-            }[part]()
-            works = [work for work in works if not given.work or any(word in work.name for word in given.work)]
-            usual = ["off", "sekisho", "marks"]
-            usual += ["fatrace", "watchdog", "inotifywait"] if part == "inside" else []
-            tools = ground.available(["off", *(tool for tool in given.tool if tool != "off")] if given.tool else usual)
-            runs = measure(place, works, tools, given.rounds)
-            title = {"inside": "Inside the protected tree", "outside": "Outside it", "large": "Large copies"}[part]
-            ground.report(f"overhead_{part}", {title: summary(works, tools, runs)}, [asdict(run) for run in runs])
-            for tree in (place.other, place.protected):
-                shutil.rmtree(tree)
-                tree.mkdir()
+        works = [work for work in inside(place, given.files) if not given.work or any(word in work.name for word in given.work)]
+        runs = measure(place, works, tools, given.rounds)
+        tables = {"Work on protected files": summary(works, tools, runs)}
+        ground.report("overhead_inside", tables, [asdict(run) for run in runs])
 
 
 if __name__ == "__main__":

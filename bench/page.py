@@ -31,22 +31,25 @@ agent's own marks with a reader that throws away what it reads, so the kernel's 
 PARTS: dict[str, tuple[str, str]] = {
     "overhead_inside": (
         "Slow-down of work, and CPU per file told",
-        "50,000 files of 200 to 3,200 bytes in 1,000 directories. fatrace names programs and files, keeps "
+        "30,000 files of 200 to 3,200 bytes in 600 directories. fatrace names programs and files, keeps "
         "nothing, and watches every mount; watchdog and inotifywait name no program. The agent's figure "
         "includes finding source and destination of each copy, the person, limits, the signed and hashed "
         "event, and its fsync to the spool.\n\n"
         "*Not shown*: a slow stick, on which copying takes longer and the ratios shrink; cold caches; network "
         "file systems; sending the events (the collector is off here, and on under Memory and Latency).",
     ),
-    "overhead_outside": (
+    "elsewhere_outside": (
         "Work elsewhere on the same file system",
-        "What everybody else on the machine feels. The build starts about 600 processes.\n\n"
+        "What everybody else on the machine feels. The build starts about 600 processes. A tool is started once a round, the "
+        "works are run several times under it; a pair is the n-th run under a tool and the n-th without one in that round. "
+        "Ratios are the median of all pairs (first–third quartile). `stopped` is the agent with all its marks, held by "
+        "SIGSTOP: it shows what the marks cost when nobody reads.\n\n"
         "*Not shown*: a machine with one core, where the agent's own CPU would come on top.",
     ),
-    "overhead_large": (
+    "elsewhere_large": (
         "Large copies",
-        "One file, not synced: written to the cache and from there whenever the kernel likes, so single runs differ "
-        "widely.\n\n*Not shown*: a real stick, whose speed hides all of it.",
+        "One file on tmpfs, in pairs as above: on a disk, what the kernel writes back when it likes made single runs differ "
+        "fourfold.\n\n*Not shown*: a real stick, whose speed hides all of it.",
     ),
     "memory": (
         "Memory and idle CPU",

@@ -76,7 +76,7 @@ def blow(program: Path, place: ground.Ground, tool: str, *, kind: str, processes
 def main() -> None:
     """The command line."""
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("-r", "--rounds", type=int, default=3)
+    args.add_argument("-r", "--rounds", type=int, default=2)
     args.add_argument("--files", type=int, default=60_000)
     given = args.parse_args()
     runs: list[Storm] = []

@@ -1,6 +1,7 @@
 """Events to fill a spool with, and a spool that is easily opened: what the tests of spool, sender and chain share."""
 
 import itertools
+import random
 from pathlib import Path
 
 from msgspec import UNSET, Raw
@@ -12,11 +13,14 @@ from agent.core.facts import Fact, Lost
 from agent.spool import Spool
 
 _uids = itertools.count(1)
+_chance, _LETTERS = random.Random(2014), "".join(map(chr, range(35, 92))) + "".join(map(chr, range(93, 127)))
 NOW_MS = 1_760_000_000_000
 
 
-def event(code: str = "file.written", *, severity: int | None = None, size: int = 0, time: int = NOW_MS) -> Event:
-    """An event of `code`; `size` bytes more of text."""
+def event(
+    code: str = "file.written", *, severity: int | None = None, size: int = 0, bulk: int = 0, time: int = NOW_MS
+) -> Event:
+    """An event of `code`; `size` bytes more of text, or `bulk` that stay so many however they are packed."""
     row = codes.code_of(code)
     return Event(
         class_uid=row.class_uid,
@@ -27,7 +31,7 @@ def event(code: str = "file.written", *, severity: int | None = None, size: int 
         severity_id=row.severity if severity is None else severity,
         time=time,
         metadata=Metadata(version="1.8.0", product=Raw(b'{"name":"Sekisho"}'), uid=f"uid-{next(_uids)}", event_code=code),
-        message="x" * size if size else UNSET,
+        message="x" * size if size else "".join(_chance.choices(_LETTERS, k=bulk * 3 // 2)) if bulk else UNSET,
         unmapped=Unmapped(Sekisho(way="mount")),
     )
 

@@ -12,9 +12,9 @@ from agent.core import facts
 from agent.core.pipeline import WindowLimit
 
 GOLDEN = Path(__file__).with_name("golden")
-LATER = {"file.brought_in", "file.staged", "access.changed", "copy.staged", "device.disguised", "medium.first_use"}
+LATER = {"file.brought_in", "access.changed", "device.disguised", "medium.first_use"}
 """Codes of the contract that the agent does not write yet."""
-COLLECTORS = {"agent.silent", "agent.back", "review.decided", "register.changed", "record.viewed"}
+COLLECTORS = {"agent.silent", "agent.back", "review.decided", "register.changed", "record.viewed", "record.erased"}
 
 
 def _day() -> Workstation:
@@ -35,8 +35,21 @@ def _day() -> Workstation:
     return ws.tell(facts.Stopping(at_ms=ws.now, reason="SIGTERM"))
 
 
-DAY = _day()
-FIRST = {code: DAY.all(code)[0] for code in dict.fromkeys(event.code for event in DAY.events)}
+def _detour() -> Workstation:
+    """A copy made elsewhere first, as the sensor tells it and finds it to be one; then it leaves."""
+    ws = Workstation().login("sato").plug()
+    copy = ws.file("/home/sato/holiday.jpg", 200_000)
+    cp, key = ws.run("cp", "b.csv", copy).read("b.csv"), ws.keys[copy]
+    ws.tell(facts.Closed(at_ms=ws.now, pid=cp.pid, key=key, path=copy, size=200_000, born_ms=ws.now)).wait(1)
+    for ask in ws.core.compare():
+        ws.tell(facts.Compared(at_ms=ws.now, key=ask.key, path=ask.path, size=200_000, alike="same"))
+    ws.mark(copy)
+    ws.copy(copy)
+    return ws
+
+
+DAY, DETOUR = _day(), _detour()
+FIRST = {code: day.all(code)[0] for day in (DETOUR, DAY) for code in dict.fromkeys(event.code for event in day.events)}
 
 
 def test_the_day_tells_every_code_that_the_agent_writes():

@@ -32,6 +32,14 @@ def test_the_time_since_the_last_sign_of_life_is_lost(tmp_path: Path, clean: boo
     assert abs(lost.until_ms - lost.since_ms - 60_000) < 10
 
 
+def test_the_sign_of_life_speaks_only_for_what_is_durable(tmp_path: Path) -> None:
+    durable_ms = NOW_MS - 60_000
+    watched = guard.Guard(str(tmp_path), lambda: None, lambda: durable_ms)
+    watched.touch()
+    (lost,) = guard.Guard(str(tmp_path), lambda: None).former_run(False, NOW_MS)
+    assert isinstance(lost, Lost) and lost.since_ms == durable_ms
+
+
 def test_a_clock_turned_back_while_the_agent_was_down_is_said(tmp_path: Path) -> None:
     watched = make(tmp_path)
     watched.touch()
@@ -48,6 +56,29 @@ def test_a_clock_that_is_set_is_noticed_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(guard.time, "time_ns", lambda: true_time() - 3_600_000_000_000)
     (clock,) = watched.drain(NOW_MS)
     assert isinstance(clock, Clock) and abs(clock.jump_ms + 3_600_000) < 100
+    assert list(watched.drain(NOW_MS)) == []
+
+
+def test_a_suspend_is_said_and_is_neither_a_jump_nor_a_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = make(tmp_path)
+    asleep_ns = 60_000_000_000
+    true_clock, true_time = time.clock_gettime_ns, time.time_ns
+    monkeypatch.setattr(guard.time, "time_ns", lambda: true_time() + asleep_ns)
+    monkeypatch.setattr(
+        guard.time, "clock_gettime_ns", lambda which: true_clock(which) + (asleep_ns if which == time.CLOCK_BOOTTIME else 0)
+    )
+    (clock,) = watched.drain(NOW_MS)
+    assert isinstance(clock, Clock) and abs(clock.suspended_ms - 60_000) < 100 and not clock.jump_ms
+    assert list(watched.drain(NOW_MS)) == []
+
+
+def test_standing_still_for_seconds_is_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = make(tmp_path)
+    true_clock = time.monotonic
+    monkeypatch.setattr(guard.time, "monotonic", lambda: true_clock() + 7)
+    (lost,) = watched.drain(NOW_MS)
+    assert isinstance(lost, Lost) and (lost.reason, lost.count) == ("stalled", None)
+    assert 7_000 <= lost.until_ms - lost.since_ms < 8_000
     assert list(watched.drain(NOW_MS)) == []
 
 

@@ -26,7 +26,7 @@ PURE = [
     path
     for path in SOURCES
     if path.parts[:2] in (("agent", "contract"), ("agent", "core"))
-    or str(path) in {f"server_stub/{name}.py" for name in ("intake", "tree", "query", "fleet")}
+    or str(path) in {f"server_stub/{name}.py" for name in ("intake", "tree", "query", "fleet", "bundle", "witness", "refusal")}
 ]
 IMPURE = {
     *("os", "sys", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "ctypes", "builtins.open"),
@@ -36,7 +36,25 @@ IMPURE = {
 }
 IMPURE_CALLS = {"open", "input", "print", "now", "utcnow", "today", "generate"}
 
-EDGE_HELPERS = {"kernel", "marks", "paths", "looking", "fanotify_events", "procfs", "passwd"}
+EDGE_HELPERS = {
+    "kernel",
+    "marks",
+    "paths",
+    "looking",
+    "fanotify_events",
+    "procfs",
+    "sockdiag",
+    "pairs",
+    "programs",
+    "passwd",
+    "sockdiag",
+    "connects",
+    "handles",
+    "fusemount",
+    "interest",
+    "likeness",
+    "tripwire",
+}
 """In agent/sense: not edges, but parts that edges are made of. An edge may import these and no other edge."""
 
 
@@ -289,8 +307,12 @@ def test_the_example_configuration_shows_every_key_with_its_default() -> None:
         "agent.collector": config.CollectorLink,
         "agent.media": config.Media,
         "agent.limit": config.Limit,
+        "agent.ways": config.Ways,
         "agent.spool": config.Spool,
+        "agent.staging": config.Staging,
         "collector": config.Collector,
+        "collector.witness": config.Witness,
+        "collector.cosign": config.Cosign,
     }
     for name, kind in inner.items():
         plain = {item.name for item in msgspec.structs.fields(kind) if f"{name}.{item.name}" not in inner}

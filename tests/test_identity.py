@@ -86,6 +86,17 @@ def test_a_cloned_image_gets_a_new_key_and_keeps_the_old_aside(state_dir, machin
     assert identity.load_or_create(state_dir, machine_id).former == ""
 
 
+def test_a_key_that_is_renewed_is_kept_aside_with_all_that_was_its_own(state_dir, machine_id):
+    first = identity.load_or_create(state_dir, machine_id)
+    first.pin(Pinned(url="https://c", key="A" * 43 + "=", agent=first.agent))
+    (state_dir / "spool.db").write_bytes(b"its events")
+    assert identity.renew(state_dir) == first.agent
+    second = identity.load_or_create(state_dir, machine_id)
+    assert second.agent != first.agent and second.former == "" and second.pinned() is None, "meant, so no cloned_identity is told"
+    assert (state_dir / f"spool.db.of-{first.agent[:12]}").read_bytes() == b"its events"
+    assert not (state_dir / "spool.db").exists()
+
+
 def test_without_a_machine_id_nothing_is_concluded(state_dir, machine_id):
     first = identity.load_or_create(state_dir, machine_id)
     for nothing in ("", "uninitialized\n"):

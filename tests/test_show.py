@@ -62,7 +62,7 @@ SENTENCES = [
     (
         "file.copied_out",
         {"source": event.SourceInfo(path="/srv/x"), "way": "network", "dest": event.DestInfo(path="host:/y"), "bytes": 12},
-        "/srv/x → network host:/y 12 B",
+        "/srv/x → host:/y (network) 12 B",
     ),
     (
         "file.written",
@@ -125,6 +125,7 @@ SENTENCES = [
         "a file written to Kingston DataTraveler 3.0 (60A44C…), unapproved, process unknown",
     ),
     ("agent.clock", {"detail": {"jump_ms": -1500}}, "the clock jumped by -1.5 s"),
+    ("agent.clock", {"detail": {"suspended_ms": 90_000}}, "the machine was suspended for 90 s"),
     ("agent.tampered", {"detail": {"what": "fork"}}, "the agent's own records or files were altered: fork"),
     ("agent.silent", {"detail": {"last_seen": AT}}, "stopped reporting, last heard 2014-06-09 17:00:00"),
 ]

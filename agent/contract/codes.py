@@ -13,6 +13,7 @@ PRODUCT = "Sekisho"
 Decision = Literal["approved", "unapproved", "expired", "revoked", "unknown"]
 Link = Literal["process", "pipeline", "lineage", "content", "time"]
 Attribution = Literal["exact", "cached", "session", "unknown"]
+Way = Literal["mount", "mtp", "usb", "network", "print", "bluetooth"]
 MediumKind = Literal["storage", "phone", "optical", "keyboard", "network", "reader", "other"]
 
 SEVERITIES = {1: "info", 2: "low", 3: "medium", 4: "high", 5: "critical"}
@@ -72,6 +73,7 @@ CODES: dict[str, Code] = {
     "review.decided": Code(API, 1, "Create", INFO, "made by the collector: a person decided on a finding"),
     "register.changed": Code(API, 3, "Update", INFO, "made by the collector: the register of media changed"),
     "record.viewed": Code(API, 2, "Read", INFO, "made by the collector: a person looked at records"),
+    "record.erased": Code(API, 4, "Delete", INFO, "made by the collector: retention erased the content of old events"),
 }
 
 COPY_LIMIT = Code(FINDING, 1, "Create", HIGH, "a person carried out more than a limit allows in its window")

@@ -7,7 +7,7 @@ UNSET means "not known": the key is then absent (OCSF: no nulls, no empty string
 """
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -73,10 +73,12 @@ class SourceInfo(Struct, kw_only=True):
 
 
 class DestInfo(Struct, kw_only=True):
-    """`unmapped.sekisho.dest`: the file on the medium, its size in bytes as last seen."""
+    """`unmapped.sekisho.dest`: the file on the medium, its size in bytes as last seen; or the `peer` at the other end of a
+    way that is no mount, an address or a service."""
 
     path: str | UnsetType = UNSET
     size: int | UnsetType = UNSET
+    peer: str | UnsetType = UNSET
 
 
 class ParentInfo(Struct, kw_only=True):
@@ -201,16 +203,37 @@ class Event(Struct, kw_only=True):
     src_endpoint: dict[str, Any] | UnsetType = UNSET
     resources: list[dict[str, Any]] | UnsetType = UNSET
 
+    @property
+    def uid(self) -> str:
+        """Its id."""
+        return self.metadata.uid
 
-_encoder = msgspec.json.Encoder()
+    @property
+    def code(self) -> str:
+        """Its event code."""
+        return self.metadata.event_code
+
+    def seal(self, seq: int, epoch: int, prev: bytes) -> bytes:
+        """The exact bytes as link `seq` of the chain of `epoch`; `prev` is hash_{seq-1} (32 bytes)."""
+        self.metadata.sequence = seq
+        sekisho = self.unmapped.sekisho
+        sekisho.seq, sekisho.epoch, sekisho.prev = seq, epoch, prev.hex()
+        return _encode(self)
 
 
-def seal(event: Event, seq: int, epoch: int, prev: bytes) -> bytes:
+_encode = msgspec.json.Encoder().encode
+
+
+class Sealable(Protocol):
+    """An `Event`, or one made by a form (`form.Filled`)."""
+
+    def seal(self, seq: int, epoch: int, prev: bytes) -> bytes:
+        """The exact bytes as link `seq` of the chain of `epoch`; `prev` is hash_{seq-1} (32 bytes)."""
+
+
+def seal(event: Sealable, seq: int, epoch: int, prev: bytes) -> bytes:
     """The exact bytes of `event` as link `seq` of the chain of `epoch`; `prev` is hash_{seq-1} (32 bytes)."""
-    event.metadata.sequence = seq
-    sekisho = event.unmapped.sekisho
-    sekisho.seq, sekisho.epoch, sekisho.prev = seq, epoch, prev.hex()
-    return _encoder.encode(event)
+    return event.seal(seq, epoch, prev)
 
 
 class SeenMetadata(Struct):

@@ -67,8 +67,10 @@ class _Pieces(dict[str, str]):
         if self.ours.medium is not UNSET:
             return medium_text(self.ours.medium)
         way = harmless(self.ours.way) if self.ours.way is not UNSET else self.texts["something"]
-        path = self.ours.dest.path if self.ours.dest is not UNSET else UNSET
-        return f"{way} {harmless(path)}" if path is not UNSET else way
+        way = self.texts.get(f"way.{way}", way)
+        dest = self.ours.dest
+        far = UNSET if dest is UNSET else dest.peer if dest.peer is not UNSET else dest.path
+        return self.texts["far"].format(harmless(far), way) if far is not UNSET else way
 
     def _mount(self) -> str:
         mount = self.ours.medium.mount if self.ours.medium is not UNSET else UNSET
@@ -176,8 +178,11 @@ class _Pieces(dict[str, str]):
         return self.texts["more"].format(harmless(what, 80)) if isinstance(what, str) and what else self._more()
 
     def _jump(self) -> str:
-        jump_ms = self.ours.detail.get("jump_ms")
-        return self.texts["jump"].format(jump_ms / 1000) if type(jump_ms) is int and abs(jump_ms) < 1 << 53 else ""
+        for key, text in (("suspended_ms", "suspended"), ("jump_ms", "jump")):
+            value_ms = self.ours.detail.get(key)
+            if type(value_ms) is int and abs(value_ms) < 1 << 53:
+                return self.texts[text].format(value_ms / 1000)
+        return self.texts["jump.some"]
 
     def _lost(self) -> str:
         lost = self.ours.lost

@@ -29,15 +29,23 @@ class OpenFile(Struct, array_like=True):
     key: bytes = b""
 
 
-class Process(Struct, omit_defaults=True, kw_only=True):
-    """One process as last seen. `start` is clock ticks since boot (0: not known), and with `pid` names it for good.
+Channel = int | str
+"""By what processes hand bytes on: a pipe's inode number, or `fifo:DEV:INODE`, `unix:INODE:INODE`, `tcp:END-END`."""
 
-    `loginuid` is None where the kernel has none. `pipes` are inode numbers of pipes it held (stdin, stdout and others).
+
+class Process(Struct, omit_defaults=True, kw_only=True):
+    """One process as last seen. `start` is clock ticks since boot (0: not known), and with `pid` names it for good; `began_ms`
+    is about when that was; `ended_ms`: it had ended by the time it was looked for.
+
+    `loginuid` is None where the kernel has none. `pipes` are the channels it held (stdin, stdout and others), `ends` of each:
+    1 its reading end or the first socket of the pair, 2 the other, 3 both, 0 not told. `blind`: it was ending when it was
+    looked at, so that what it held was not seen.
     `known`: "exact" read from /proc while alive, "cached" from the proc connector (then exe and argv may be missing).
     """
 
     pid: int
     start: int = 0
+    began_ms: int | None = None
     ppid: int = 0
     uid: int | None = None
     user: str = ""
@@ -48,10 +56,13 @@ class Process(Struct, omit_defaults=True, kw_only=True):
     remote: str = ""
     exe: str = ""
     argv: list[str] = []
-    pipes: list[int] = []
+    pipes: list[Channel] = []
+    ends: list[int] = []
+    blind: bool = False
     files: list[OpenFile] = []
     parents: list[Parent] = []
     known: str = "exact"
+    ended_ms: int | None = None
 
 
 class Device(Struct, omit_defaults=True, kw_only=True):
@@ -96,10 +107,11 @@ class ProcSeen(Fact):
 
 
 class ProcGone(Fact):
-    """A process ended."""
+    """A process ended, at `ended_ms` if that was told."""
 
     pid: int
     start: int = 0
+    ended_ms: int | None = None
 
 
 class FileFact(Fact):
@@ -136,9 +148,27 @@ class Grown(FileFact):
 
 
 class Closed(FileFact):
-    """A file that had been open for writing was closed. `size` is None if it could not be looked up any more."""
+    """A file that had been open for writing was closed. `size` is None if it could not be looked up any more.
+
+    `born_ms`: when it was made, if it lies neither in a protected directory nor on a medium and its file system keeps that.
+    """
 
     size: int | None = None
+    born_ms: int | None = None
+
+
+class Compared(Fact):
+    """What a file elsewhere has in common with the protected files it may be a copy of, as the core wanted.
+
+    `key` and `path` are the file's, by its present name; `size` its bytes now. `alike`: "same" (bytes of theirs are in it),
+    "packed" (no bytes that repeat, and as many as theirs have when packed or encrypted), "other" (neither), "unknown" (they
+    can't be read any more), "gone" (it can't).
+    """
+
+    key: bytes
+    path: str
+    size: int
+    alike: str
 
 
 class Deleted(FileFact):
@@ -184,6 +214,7 @@ class Mounted(Fact):
     """A file system appeared at `mount`. `dev` is "major:minor" (or `sim:NAME`); `mount_id` names it in its namespace.
 
     `reach` is the path by which the agent gets there if that is not `mount` (`/proc/PID/root/…` for another namespace).
+    `lies_on` is the file (an image under a loop device) or directory (with "/", shown by FUSE) in which its content really is.
     """
 
     mount_id: int
@@ -197,6 +228,7 @@ class Mounted(Fact):
     read_only: bool = False
     namespace: int = 0
     reach: str = ""
+    lies_on: str = ""
     cold: bool = False
 
 
@@ -205,6 +237,49 @@ class Unmounted(Fact):
 
     mount_id: int
     namespace: int = 0
+
+
+class WayHeld(Fact):
+    """Process `pid` has a way out open that is no mount: a phone's node, a socket to elsewhere, a printer, a Bluetooth peer.
+
+    Told when it is first seen, and again whenever its count has grown. `id` names the way while it is open, the same for all
+    who hold it (`tcp:COOKIE` of a socket, `usb:BUS/DEVICE` of a phone's node). `way` is one of `codes.Way` but "mount".
+    `peer` is an address or a service, for people; `device` the `Device.id` of what was plugged in, if it is such a thing.
+    `sent` are the bytes that left by it so far, whoever sent them; None where nobody can count them.
+    `since_ms`: not open before this moment, so that all of `sent` left since; None if it may have been open for long.
+    `uses`: how often it was spoken to so far, in either direction, where that can be counted and bytes can't.
+    `began_ms`: when the process that opened it began, if that is known. `feeders` are other processes that were seen to be
+    connected to a holder by a socket of this machine (a forwarder, a print service).
+    """
+
+    pid: int
+    way: str
+    id: str
+    peer: str = ""
+    device: str = ""
+    sent: int | None = None
+    uses: int | None = None
+    since_ms: int | None = None
+    began_ms: int | None = None
+    feeders: list[int] = []
+
+
+class WayClosed(Fact):
+    """The way `id` is closed, or `pid` (if not 0) let go of it. `sent`: the bytes that left by it in all, None: not known."""
+
+    id: str
+    pid: int = 0
+    sent: int | None = None
+
+
+class WayUsed(Fact):
+    """A way was used and closed by somebody nobody saw: `sent` bytes left for `peer`, by a user `uid` if that is known."""
+
+    way: str
+    id: str
+    sent: int
+    peer: str = ""
+    uid: int | None = None
 
 
 class Session(Fact):
@@ -237,9 +312,11 @@ class Lost(Fact):
 
 
 class Clock(Fact):
-    """The wall clock jumped by `jump_ms`, or its distance to the collector's clock is known anew (`offset_ms`)."""
+    """The wall clock jumped by `jump_ms`, or the machine was suspended for `suspended_ms`, or the distance to the collector's
+    clock is known anew (`offset_ms`)."""
 
     jump_ms: int = 0
+    suspended_ms: int = 0
     offset_ms: int | None = None
 
 
@@ -311,6 +388,7 @@ AnyFact = (
     | Created
     | Grown
     | Closed
+    | Compared
     | Deleted
     | Moved
     | Attributes
@@ -319,6 +397,9 @@ AnyFact = (
     | Unplugged
     | Mounted
     | Unmounted
+    | WayHeld
+    | WayClosed
+    | WayUsed
     | Session
     | Coverage
     | Lost

@@ -36,6 +36,8 @@ _STARTED_MS = 500
 _UNTOLD_MS = 10_000
 _PIECES_MS = 60_000
 _MOST_WRITERS = 4_096
+_TOLD_LATE_MS = 300
+"""The kernel's queues are read one after the other: what was read for a file by another process may be told after it"""
 _ENCODED = 1.4
 """Base64 makes four bytes of three, with line ends a little more."""
 _SEARCHED = 64
@@ -88,7 +90,7 @@ class _Pieces:
 
 
 class Dest:
-    """A file on a medium, from its first sight to its settling. `begun`: it was told when it was made; `before`: its size
+    """A file on a medium, or (`mount` None) elsewhere on the machine, from its first sight to its settling. `begun`: it was told when it was made; `before`: its size
     when it arrived the last time, if that was lately."""
 
     __slots__ = (
@@ -113,7 +115,7 @@ class Dest:
         "size",
     )
 
-    def __init__(self, fact: FileFact, mount: Mount, order: int, begun: bool) -> None:
+    def __init__(self, fact: FileFact, mount: Mount | None, order: int, begun: bool) -> None:
         path = fact.path
         self.key, self.mount, self.path, self.pid = fact.key, mount, path, fact.pid
         name = path[path.rfind("/") + 1 :]
@@ -130,6 +132,11 @@ class Dest:
         self.found = self.ripe = False
 
     @property
+    def medium(self) -> str:
+        """The medium it is on; empty if it lies elsewhere on the machine."""
+        return self.mount.medium.id if self.mount is not None else ""
+
+    @property
     def base(self) -> int:
         """Bytes that may have been there before."""
         return self.before if self.before is not None and self.before < (self.size or 0) else 0
@@ -137,7 +144,7 @@ class Dest:
     @property
     def appended(self) -> bool:
         """Whether it was there before, and nobody knows how large: a line may have been added, or all written anew."""
-        untold = self.mount.fs.startswith(_TELL_NO_BEGINNING)
+        untold = self.mount is not None and self.mount.fs.startswith(_TELL_NO_BEGINNING)
         return not self.begun and self.before is None and not self.found and not untold
 
     def renamed(self, path: str) -> None:
@@ -278,22 +285,32 @@ class Grading:
         people = self._people
         piped = people.piped(dest.pid)
         kin = dict.fromkeys((*piped, *people.ancestors(dest.pid)), 1.0)
-        since_ms = dest.seen_ms - (_STARTED_MS if dest.begun else _UNTOLD_MS)
+        since_ms = self._not_before(dest)
         for head in dict.fromkeys((dest.pid, dest.maker, *piped)):
             for entry in people.descendants(head, since_ms) if head else ():
                 pid = entry.process.pid
                 if pid not in kin and pid != dest.pid and self.reads.of(pid) is not None:
                     kin[pid] = self._handed_on(dest, entry)
-        for entry in people.beside(dest.pid, since_ms):
-            if entry.process.pid not in self.last_begun:
-                kin.setdefault(entry.process.pid, 0.5)
+        beside = dict.fromkeys(entry.process.pid for entry in people.beside(dest.pid, since_ms))
+        feeding = [pid for pid in beside if pid not in kin and pid not in self.last_begun and self.reads.of(pid) is not None]
+        kin |= dict.fromkeys(feeding, 0.7 if len(feeding) == 1 else 0.5)
         return [_Kin(pid, of, most) for pid, most in kin.items() if most and (of := self.reads.of(pid)) is not None]
+
+    def _not_before(self, dest: Dest) -> int:
+        """Since when a process that began can have to do with it: an edge may tell of the file long after it was made, if the
+        machine is busy, but not of a young writer's file before the writer."""
+        since_ms = dest.seen_ms - (_STARTED_MS if dest.begun else _UNTOLD_MS)
+        for pid in (dest.pid, dest.maker):
+            entry = self._people.who(pid)
+            if entry is not None and dest.seen_ms - entry.born_ms <= _UNTOLD_MS:
+                since_ms = min(since_ms, entry.born_ms)
+        return since_ms
 
     def _handed_on(self, dest: Dest, entry: Entry) -> float:
         """How sure a descendant of a writer wrote to what it inherited: seen to hold it, or nothing speaks against it."""
         if any(each.key == dest.key if each.key else each.path == dest.path for each in entry.files):
             return 0.85
-        elsewhere = entry.files and not entry.pipes and entry.process.known == "exact"
+        elsewhere = entry.files and not entry.channels and entry.process.known == "exact"
         return 0.0 if elsewhere or entry.process.pid in self.last_begun else 0.7
 
     @staticmethod
@@ -368,7 +385,7 @@ class Grading:
     def _contained(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> list[Left]:
         """tar, zip, gpg, cat a b: all that was read while the file was written, if enough arrived to hold it."""
         size, total, known, earlier = dest.size or 0, 0, True, False
-        pieces = self._pieces.get((dest.pid, dest.mount.medium.id))
+        pieces = self._pieces.get((dest.pid, dest.medium))
         written = size if pieces is None else max(size, pieces.bytes)
         got: dict[str, _Near] = {}
         near = self._near(dest, own, kin)
@@ -414,7 +431,7 @@ class Grading:
         size = dest.size or 0
         if size <= _TINY or not dest.pid or any(each.size == size for each in dest.files):
             return
-        at = (dest.pid, dest.mount.medium.id)
+        at = (dest.pid, dest.medium)
         pieces = self._pieces.pop(at, None)
         if pieces is None or not 0 <= dest.at_ms - pieces.last_ms <= _PIECES_MS:
             pieces = _Pieces()
@@ -426,7 +443,7 @@ class Grading:
     def _another_piece(self, dest: Dest) -> list[Left]:
         """A further piece of what was found in pieces of the same size just before (the last one is smaller), source by
         source: its bytes count as far as those of the source were not counted yet."""
-        pieces, rest = self._pieces.get((dest.pid, dest.mount.medium.id)), dest.size or 0
+        pieces, rest = self._pieces.get((dest.pid, dest.medium)), dest.size or 0
         if pieces is None or not pieces.sources or rest <= _TINY:
             return []
         if rest != pieces.size and (rest > pieces.size or pieces.equal < 2):
@@ -446,7 +463,7 @@ class Grading:
         for read in self._in_window(dest, own) if own is not None else ():
             yield read, "process", 0, 1.0
         for each in kin:
-            for read in self._in_window(dest, each.of):
+            for read in self._in_window(dest, each.of, _TOLD_LATE_MS):
                 yield read, "pipeline", each.pid, each.most
 
     @staticmethod
@@ -456,15 +473,15 @@ class Grading:
                 return
             yield read, "process", 0, 1.0
 
-    def _in_window(self, dest: Dest, of: ReadsOf) -> Iterator[Read]:
-        """Fresh reads between the first sight of a file and its close, newest first."""
+    def _in_window(self, dest: Dest, of: ReadsOf, late_ms: int = 0) -> Iterator[Read]:
+        """Fresh reads between the first sight of a file and its close (or told so much later), newest first."""
         start = dest.first_ms - _GRACE_MS
         late = self.last_begun.get(dest.pid, 0) <= dest.first_order
         for read in reversed(of.fresh):
             if read.last[1] < start:
                 return
             before = read.since[0] < dest.closed_order or dest.closed_order == dest.first_order
-            if (before or (late and read.since[1] <= dest.at_ms)) and not self._reserved(dest, read):
+            if (before or (late and read.since[1] <= dest.at_ms + late_ms)) and not self._reserved(dest, read):
                 yield read
 
     def _reserved(self, dest: Dest, read: Read) -> bool:

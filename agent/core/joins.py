@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 
-from agent.core.facts import FileFact, Lost, OpenFile, Sized
+from agent.core.facts import Closed, FileFact, Lost, OpenFile, Sized
 from agent.core.grading import Dest, Grading, Left
 from agent.core.media import Mount
 from agent.core.people import People
@@ -39,6 +39,20 @@ class Arrival(NamedTuple):
     at_ms: int
     left: list[Left]
     is_dir: bool = False
+
+
+class Written(NamedTuple):
+    """A file that lies neither in a protected directory nor on a medium was written; `left`: what may be in it."""
+
+    key: bytes
+    path: str
+    size: int | None
+    pid: int
+    at_ms: int
+    left: list[Left]
+
+
+Settled = Arrival | Written
 
 
 class _Recent(NamedTuple):
@@ -84,7 +98,21 @@ class Joins:
         dest = self._open.get(fact.key) or self._settling.get(fact.key) or self._begin(fact, mount, False)
         dest.size = max(size, 0)
 
-    def closed(self, fact: FileFact, mount: Mount, size: int | None) -> Arrival | None:
+    def elsewhere(self, fact: Closed) -> None:
+        """A writer closed a file that is neither protected nor on a medium: it settles, as it may be renamed or removed yet."""
+        dest = self._settling.pop(fact.key, None) or Dest(fact, None, self._order + 1, fact.born_ms is not None)
+        self._order += 1
+        if fact.born_ms is not None:
+            dest.first_ms = min(fact.born_ms, fact.at_ms)
+        entry = self._people.who(fact.pid)
+        dest.files = entry.files if entry is not None else []
+        dest.seen_ms = min(dest.first_ms, dest.seen_ms) if dest.begun else dest.seen_ms
+        dest.closed_order, dest.at_ms, dest.path, dest.pid = self._order, fact.at_ms, fact.path, fact.pid or dest.pid
+        dest.size = dest.size if fact.size is None else max(fact.size, 0)
+        self._grading.wrote(dest)
+        self._settle(dest, fact.at_ms + SETTLE_MS)
+
+    def closed(self, fact: FileFact, mount: Mount, size: int | None) -> Settled | None:
         """A writer closed a file on a medium: an arrival if it is plainly a copy, else it settles first."""
         dest = self._settling.pop(fact.key, None)
         if dest is None:
@@ -106,12 +134,12 @@ class Joins:
         self._settle(dest, fact.at_ms + SETTLE_MS)
         return None
 
-    def sized(self, fact: Sized) -> list[Arrival]:
+    def sized(self, fact: Sized) -> list[Settled]:
         """A size that was wanted: once all are there, what waited for them is decided."""
         if not self._grading.answered(fact) or not self._asking:
             return []
         asking, self._asking = self._asking, []
-        arrivals: list[Arrival] = []
+        arrivals: list[Settled] = []
         for key in asking:
             dest = self._settling.get(key)
             if dest is None:
@@ -134,7 +162,7 @@ class Joins:
         dest.size, dest.at_ms, dest.closed_order, dest.found = max(size, 0), fact.at_ms, self._order, True
         self._settle(dest, fact.at_ms + _FOUND_SETTLE_MS)
 
-    def moved_within(self, fact: FileFact, old_path: str, size: int | None, is_dir: bool) -> Arrival | None:
+    def moved_within(self, fact: FileFact, old_path: str, size: int | None, is_dir: bool) -> Settled | None:
         """A rename on a medium: the final name of a file, once closed, is what it arrives under."""
         if is_dir:
             for dest in (*self._open.values(), *self._settling.values()):
@@ -160,7 +188,7 @@ class Joins:
         left = Left(origin, size, "lineage" if origin.via else "process", 1.0)
         return Arrival(mount, fact.path, size, fact.pid, fact.at_ms, [left], is_dir)
 
-    def deleted(self, fact: FileFact) -> Arrival | None:
+    def deleted(self, fact: FileFact) -> Settled | None:
         """A file on a medium was removed; what had arrived by then, had arrived."""
         dest = self._settling.pop(fact.key, None)
         if dest is not None:
@@ -168,21 +196,21 @@ class Joins:
         dest = self._open.pop(fact.key, None)
         return self._cut_short(dest) if dest is not None and dest.size else None
 
-    def medium_gone(self, medium_id: str) -> list[Arrival]:
+    def medium_gone(self, medium_id: str) -> list[Settled]:
         """A medium was pulled: its files will never be told as closed."""
-        return self._flush(lambda dest: dest.mount.medium.id == medium_id)
+        return self._flush(lambda dest: dest.medium == medium_id)
 
-    def mount_gone(self, mount: Mount) -> list[Arrival]:
+    def mount_gone(self, mount: Mount) -> list[Settled]:
         """A mount is gone; files on it that are open cannot be."""
         return self._flush(lambda dest: dest.mount is mount)
 
-    def everything(self) -> list[Arrival]:
+    def everything(self) -> list[Settled]:
         """The agent stops: all that is known so far."""
         return self._flush(lambda dest: True)
 
-    def due(self, now_ms: int) -> list[Arrival]:
-        """Arrivals that have settled by `now_ms`."""
-        back = now_ms < self._now_ms
+    def due(self, now_ms: int, back: bool = False) -> list[Settled]:
+        """Arrivals that have settled by `now_ms`; all that settle, if the clock went back."""
+        back = back or now_ms < self._now_ms
         self._now_ms = now_ms
         if back:  # the clock went back: what waits would wait too long
             return self._decided(list(self._settling.values()))
@@ -242,9 +270,9 @@ class Joins:
         self._settling[dest.key] = dest
         heappush(self._timetable, (due_ms, dest.closed_order, dest.key))
 
-    def _decided(self, dests: list[Dest], last: bool = False) -> list[Arrival]:
+    def _decided(self, dests: list[Dest], last: bool = False) -> list[Settled]:
         """Decide, or ask for sizes first; `last`: there is no time to ask."""
-        arrivals = []
+        arrivals: list[Settled] = []
         for dest in dests:
             if self._settling.pop(dest.key, None) is not dest:
                 continue
@@ -261,7 +289,7 @@ class Joins:
         if count > 0:
             self._names[dest.named] = count
 
-    def _flush(self, which: Callable[[Dest], bool]) -> list[Arrival]:
+    def _flush(self, which: Callable[[Dest], bool]) -> list[Settled]:
         settled = [dest for dest in self._settling.values() if which(dest)]
         cut = [dest for dest in self._open.values() if which(dest)]
         arrivals = self._decided(settled, last=True)
@@ -270,7 +298,9 @@ class Joins:
             arrivals += [arrival for arrival in (self._cut_short(dest),) if arrival is not None]
         return arrivals
 
-    def _arrive(self, dest: Dest, left: list[Left]) -> Arrival:
+    def _arrive(self, dest: Dest, left: list[Left]) -> Settled:
+        if dest.mount is None:  # nothing is used up: what was read can leave yet
+            return Written(dest.key, dest.path, dest.size, dest.pid, dest.at_ms, left)
         self._unname(dest)
         if len(left) == 1 and left[0].link == "process":
             self.reads.use(dest.pid, left[0].read, True)
@@ -290,9 +320,11 @@ class Joins:
         if len(self._recent) > 2 * _MOST_RECENT:
             self._recent = dict(islice(self._recent.items(), _MOST_RECENT, None))
 
-    def _decide(self, dest: Dest) -> Arrival | None:
+    def _decide(self, dest: Dest) -> Settled | None:
         """What left into a settled file; None if it was told before and nothing is new."""
         left = self._grading.left(dest)
+        if dest.mount is None:
+            return self._arrive(dest, left)
         known = self._recent.get(dest.key)
         told_before = known is not None and known.size == dest.size and dest.at_ms - known.at_ms <= _RECENT_MS
         if told_before and not any(each.read.fresh for each in left):
@@ -300,7 +332,7 @@ class Joins:
             return None
         return self._arrive(dest, left)
 
-    def _cut_short(self, dest: Dest) -> Arrival | None:
+    def _cut_short(self, dest: Dest) -> Settled | None:
         """A file that was never closed."""
         left = self._grading.cut_short(dest)
         return self._arrive(dest, left) if left or dest.size else None

@@ -7,17 +7,23 @@ findings, and the order in which they are asked for one file. Must not know how 
 
 from collections.abc import Callable, Iterator
 
-from agent.contract.codes import CODES
+from msgspec import Raw
+
+from agent.contract.codes import CODES, LOW, MEDIUM
 from agent.contract.event import Event, ProtectedInfo
+from agent.contract.form import AnyEvent
 from agent.core.grading import Left
 from agent.core.joins import Arrival
 from agent.core.limits import Limits
 from agent.core.media import Media, Medium, Mount
 from agent.core.ocsf import Writer
-from agent.core.people import People
+from agent.core.people import Entry, People
 from agent.core.places import Places, ProtectedDir, below
-from agent.core.policy import Raise, Unapproved, attached_severity, copied_out_severity
+from agent.core.policy import Raise, StagedOut, Unapproved, attached_severity, copied_out_severity, staged_severity
+from agent.core.reads import ReadStaged
 from agent.core.register import MediaRegister, Verdict
+from agent.core.staging import Copy
+from agent.core.ways import Departure
 
 
 class Judging:
@@ -29,37 +35,87 @@ class Judging:
         self._people, self._media, self._places, self._writer, self._new_uid = people, media, places, writer, new_uid
         self.register, self.limits, self.unapproved = register, Limits([]), Unapproved()
         self.require_approval, self.record_names = True, False
+        self.ways_severity = MEDIUM
         self._attached: dict[str, Event] = {}
+        self._staged_out = StagedOut()
 
     def decide(self, medium: Medium, at_ms: int) -> Verdict:
         """What the register says of a medium."""
         return self.register.decide(medium.key, at_ms)
 
-    def left(self, arrival: Arrival, left: Left | None, events: list[Event]) -> None:
+    def left(self, arrival: Arrival | Departure, left: Left | None, events: list[AnyEvent]) -> None:
         """One source that left, or one unprotected file that was written: decide, tell, count, judge. Adds to `events`."""
+        if isinstance(arrival, Departure):
+            if left is not None:
+                self._sent(arrival, left, events)
+            return
         mount, entry = arrival.mount, self._people.who(arrival.pid)
+        far = mount.way == "network"
         if left is None:
+            if far:
+                return  # what else people keep on a server is no concern of ours
             verdict = self.register.decide(mount.medium.key, arrival.at_ms, (), True)
             events.append(self._writer.written(arrival, entry, verdict, self.record_names))
             return
         read = left.read
-        path, at = read.path, read.root
+        at = read.root
         root = self._places.root(at) or ProtectedDir(path=at, label=at)
         verdict = self.register.decide(mount.medium.key, arrival.at_ms, (root.path, root.label), True)
-        severity = copied_out_severity(verdict.decision, self.require_approval)
-        protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, path))
-        event = self._writer.copied_out(arrival, left, protected, entry, verdict, severity)
+        severity = self.ways_severity if far else copied_out_severity(verdict.decision, self.require_approval)
+        event = self._writer.copied_out(arrival, left, root, entry, verdict, severity)
         events.append(event)
-        uid = event.metadata.uid
-        if self.require_approval and arrival.pid >= 0:
+        uid = event.uid
+        if self.require_approval and arrival.pid >= 0 and not far:
             due = self.unapproved.copied_onto(mount.medium, verdict.decision, uid, self._new_uid)
             if due is not None:
                 events.append(self._finding(due, mount.medium, mount, verdict, event, arrival.at_ms))
+        self._count(entry, arrival.at_ms, left, event, mount.way, events)
+
+    def staged(self, copy: Copy) -> Iterator[Event]:
+        """A copy of protected content was made elsewhere: one event a source."""
+        entry = self._people.who(copy.written.pid)
+        for left in copy.left:
+            at, path = left.read.root, left.read.path
+            root = self._places.root(at) or ProtectedDir(path=at, label=at)
+            protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, path))
+            event = self._writer.staged(copy.written, left, protected, entry)
+            copy.staged.uid = copy.staged.uid or event.metadata.uid
+            yield event
+
+    def _sent(self, departure: Departure, left: Left, events: list[AnyEvent]) -> None:
+        """One source that left by a way that is no mount; onto a device that is a medium, the register is asked as well."""
+        entry, at_ms = self._people.who(left.pid), departure.at_ms
+        path, at = left.read.path, left.read.root
+        root = self._places.root(at) or ProtectedDir(path=at, label=at)
+        protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, path))
+        medium = self._media.present.get(departure.device)
+        verdict, severity = None, self.ways_severity
+        if medium is not None:
+            verdict = self.register.decide(medium.key, at_ms, (root.path, root.label), True)
+            severity = copied_out_severity(verdict.decision, self.require_approval)
+        if left.link == "time":
+            severity = min(severity, LOW)
+        event = self._writer.sent_out(departure, left, protected, entry, medium, verdict, severity)
+        events.append(event)
+        if medium is not None and verdict is not None and self.require_approval and left.link != "time":
+            due = self.unapproved.copied_onto(medium, verdict.decision, event.metadata.uid, self._new_uid)
+            if due is not None:
+                events.append(self._finding(due, medium, None, verdict, event, at_ms))
+        self._count(entry, at_ms, left, event, departure.way, events)
+
+    def _count(self, entry: Entry | None, at_ms: int, left: Left, event: AnyEvent, way: str, events: list[AnyEvent]) -> None:
+        """Add to what this person carried out; a limit that is passed is a finding."""
         person = "unknown"
         if entry is not None:
             person = f"login:{entry.login_uid}" if entry.login_uid is not None else f"uid:{entry.process.uid}"
-        for passed in self.limits.add(person, arrival.at_ms, left.bytes or 0, path, uid):
-            events.append(self._writer.limit_passed(passed, event, arrival.at_ms))
+        read, said = left.read, event.unmapped.sekisho
+        if isinstance(read, ReadStaged) and left.link != "time":
+            where = (bytes(said.medium) if isinstance(said.medium, Raw) else b"").decode()
+            where = where or f"{way} {said.dest.peer if said.dest else ''}"
+            if self._staged_out.news(person, where, at_ms):
+                events.append(self._writer.staged_out(event, read.told, staged_severity(event.severity_id), at_ms))
+        for passed in self.limits.add(person, at_ms, left.bytes or 0, left.read.path, event.uid, way):
+            events.append(self._writer.limit_passed(passed, event, at_ms))
 
     def attached(self, medium: Medium, at_ms: int, cold: bool) -> Event:
         """A medium was plugged in."""
@@ -85,6 +141,6 @@ class Judging:
         if due is not None:
             yield self._finding(due, medium, mounts[0] if mounts else None, verdict, attached, at_ms)
 
-    def _finding(self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: Event, at_ms: int) -> Event:
+    def _finding(self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: AnyEvent, at_ms: int) -> Event:
         types = [CODES["medium.attached"].type_uid] * (len(due.events) - 1) + [by.type_uid]
         return self._writer.unapproved(due, medium, mount, verdict, by, types, at_ms)

@@ -21,12 +21,13 @@ _EVIDENCE = 100
 
 
 class WindowLimit(Struct, frozen=True, kw_only=True):
-    """A limit as configured; 0 bytes or files: not limited."""
+    """A limit as configured; 0 bytes or files: not limited. `ways`: what left by these counts; empty: by any."""
 
     name: str
     window_s: int
     bytes: int = 0
     files: int = 0
+    ways: tuple[str, ...] = ()
 
 
 class Passed(Struct):
@@ -57,40 +58,65 @@ class _Person(Struct, array_like=True):
     events: list[tuple[int, str]] = []
 
 
+_Open = tuple[WindowLimit, _Window, int, list[int]]
+"""A limit, a person's window of it, the number of its newest bucket, and that bucket"""
+
+
 class Limits:
     """`add` counts one copied source of one person. `changed` tells that there is something new to keep."""
 
     def __init__(self, limits: list[WindowLimit]) -> None:
         self.limits = limits
         self._people: dict[str, _Person] = {}
-        self._latest = ""
+        self._latest: tuple[str, int, list[WindowLimit]] = ("", 0, [])
+        self._known, self._open = _Person(), list[_Open]()
         self.changed = False
 
-    def add(self, person: str, at_ms: int, size_bytes: int, source: str, event_uid: str) -> list[Passed]:
+    def add(self, person: str, at_ms: int, size_bytes: int, source: str, event_uid: str, way: str = "mount") -> list[Passed]:
         """Count; the limits that this passed just now. `source` names the file, `person` is any stable word for a person."""
         self.changed = True
-        if person != self._latest:
+        who, when_ms, limits = self._latest
+        if person != who or at_ms != when_ms or limits is not self.limits:
+            self._turn_to(person, at_ms)
+        events = self._known.events
+        events.append((at_ms, event_uid))
+        if len(events) > 2 * _EVIDENCE:
+            del events[:_EVIDENCE]
+        digest = int.from_bytes(blake2b(source.encode(), digest_size=8).digest(), "big")
+        size_bytes = max(size_bytes, 0)
+        passed = []
+        for limit, window, bucket, here in self._open:
+            if limit.ways and way not in limit.ways:
+                continue
+            files = window.files
+            here[0] += size_bytes
+            window.bytes += size_bytes
+            if files.pop(digest, None) is not None or len(files) < _MOST_FILES:
+                files[digest] = bucket  # moved to the end: the oldest are at the front
+            else:
+                here[1] += 1
+                window.unremembered += 1
+            if _fires(window, limit, window.bytes, window.unremembered + len(files)):
+                since = at_ms - limit.window_s * 1000
+                evidence = [uid for when, uid in events if when > since][-_EVIDENCE:]
+                passed.append(Passed(limit, window.bytes, window.unremembered + len(files), evidence))
+        return passed
+
+    def _turn_to(self, person: str, at_ms: int) -> None:
+        """The windows of a person and their buckets of this time; kept, as copies come in storms."""
+        if person != self._latest[0]:
             self._people[person] = self._people.pop(person) if person in self._people else _Person()
-            self._latest = person
             if len(self._people) > _MOST_PEOPLE:
                 del self._people[next(iter(self._people))]
-        known = self._people[person]
-        known.events.append((at_ms, event_uid))
-        if len(known.events) > 2 * _EVIDENCE:
-            del known.events[:_EVIDENCE]
-        digest = int.from_bytes(blake2b(source.encode(), digest_size=8).digest(), "big")
-        passed = []
+        self._latest, self._known, self._open = (person, at_ms, self.limits), self._people[person], []
         for limit in self.limits:
-            window = known.windows.get(limit.name)
-            if window is None:
-                window = known.windows[limit.name] = _Window()
-            _count(window, at_ms * BUCKETS // (max(limit.window_s, 1) * 1000), size_bytes if size_bytes > 0 else 0, digest)
-            files = window.unremembered + len(window.files)
-            if _fires(window, limit, window.bytes, files):
-                since = at_ms - limit.window_s * 1000
-                evidence = [uid for when, uid in known.events if when > since][-_EVIDENCE:]
-                passed.append(Passed(limit, window.bytes, files, evidence))
-        return passed
+            window = self._known.windows.setdefault(limit.name, _Window())
+            bucket = _bucket(limit, at_ms)
+            _expire(window, bucket)
+            self._open.append((limit, window, bucket, window.buckets.setdefault(bucket, [0, 0])))
+
+    def _forget_latest(self) -> None:
+        self._latest = ("", 0, [])
 
     def counted(self, person: str, limit: WindowLimit, at_ms: int) -> tuple[int, int]:
         """(bytes, distinct files) of a person in a limit's window that ends at `at_ms`."""
@@ -98,7 +124,8 @@ class Limits:
         if window is None:
             return 0, 0
         _expire(window, _bucket(limit, at_ms))
-        return _sums(window)
+        self._forget_latest()
+        return window.bytes, window.unremembered + len(window.files)
 
     def sweep(self, now_ms: int) -> None:
         """Forget people whose windows are all empty, and limits that are no longer configured."""
@@ -109,7 +136,8 @@ class Limits:
                 _expire(window, _bucket(by_name[name], now_ms))
             if not any(window.buckets or window.files for window in known.windows.values()):
                 del self._people[person]
-                self._latest, self.changed = "", True
+                self.changed = True
+        self._forget_latest()
 
     def to_bytes(self) -> bytes:
         """All counters."""
@@ -117,27 +145,12 @@ class Limits:
 
     def from_bytes(self, data: bytes) -> None:
         """Take back what `to_bytes` gave. Raises msgspec.MsgspecError."""
-        self._latest = ""
+        self._forget_latest()
         self._people = msgspec.msgpack.decode(data, type=dict[str, _Person])
 
 
 def _bucket(limit: WindowLimit, at_ms: int) -> int:
     return at_ms * BUCKETS // (max(limit.window_s, 1) * 1000)
-
-
-def _count(window: _Window, bucket: int, size_bytes: int, digest: int) -> None:
-    if bucket != window.newest:
-        _expire(window, bucket)
-    here = window.buckets.get(bucket)
-    if here is None:
-        here = window.buckets[bucket] = [0, 0]
-    here[0] += size_bytes
-    window.bytes += size_bytes
-    if window.files.pop(digest, None) is not None or len(window.files) < _MOST_FILES:
-        window.files[digest] = bucket  # moved to the end: the oldest are at the front
-    else:
-        here[1] += 1
-        window.unremembered += 1
 
 
 def _expire(window: _Window, bucket: int) -> None:
@@ -165,10 +178,6 @@ def _expire(window: _Window, bucket: int) -> None:
         old.append(digest)
     for digest in old:
         del window.files[digest]
-
-
-def _sums(window: _Window) -> tuple[int, int]:
-    return window.bytes, window.unremembered + len(window.files)
 
 
 def _fires(window: _Window, limit: WindowLimit, size_bytes: int, files: int) -> bool:

@@ -1,16 +1,29 @@
-"""Files whose bytes are protected although their path lies outside: moved-out files and directories, hard links.
+"""Files whose bytes are protected although their path lies outside: moved-out files and directories, hard links, copies.
 
-Question: is this file a protected one under another name? Owns: file key → where it comes from, bounded, forgetting what was
-not seen for 90 days; and the former places of directories that were moved out. Must not know who does what with them.
-From `pipeline` (what happened to protected files) to `joins` (reads by another name count as reads of the origin).
+Question: is this file a protected one under another name, or made of protected ones? Owns: file key → where it comes from,
+bounded in files and in sources, forgetting what was not seen for `keep_ms`; and the former places of directories that were
+moved out. What is dropped for room is counted (`dropped`). Must not know who does what with them, nor how it was found that
+a file is a copy (`staging`). From `pipeline` (what happened to protected files) to `joins` (reads by another name count as
+reads of the origin) and back to `pipeline` (a read of a copy is a read of each of its sources).
+
+A key names an inode with its generation, so that another file in its place has another key. Sources are shared between the
+copies that have them: 20,000 copies take some 12 MiB.
 """
+
+from itertools import islice
 
 import msgspec
 from msgspec import Struct
 
 _MOST = 20_000
 _MOST_DIRS = 500
+MOST_STAGED = 20_000
+MOST_SOURCES = 40_000
+MOST_OF_ONE = 2_000
+_MOST_VIA = 4
 _KEPT_MS = 90 * 86_400_000
+_GONE_MS = 900_000
+"""A copy that was removed is known for a while: whoever read it before may still be writing."""
 
 
 class Origin(Struct, array_like=True):
@@ -22,9 +35,40 @@ class Origin(Struct, array_like=True):
     seen_ms: int
 
 
+class Source(Struct, array_like=True, frozen=True, gc=False):
+    """A protected file of which a copy was made, and its size in bytes then, None if that was not seen."""
+
+    path: str
+    root: str
+    size: int | None = None
+
+
+class Staged(Struct, gc=False):
+    """A copy of protected content elsewhere. `via`: the copies it was made of, first to last; `uid`: that of its event."""
+
+    path: str
+    size: int
+    sources: tuple[Source, ...]
+    via: tuple[str, ...]
+    uid: str
+    seen_ms: int
+    gone_ms: int = 0
+
+
+class _KeptStaged(Struct, array_like=True):
+    path: str
+    size: int
+    sources: list[int]
+    via: list[str]
+    uid: str
+    seen_ms: int
+
+
 class _Kept(Struct, array_like=True):
     files: dict[bytes, Origin]
     dirs: dict[str, Origin]
+    sources: list[Source] = []
+    staged: dict[bytes, _KeptStaged] = {}
 
 
 class Lineage:
@@ -33,7 +77,25 @@ class Lineage:
     def __init__(self) -> None:
         self._files: dict[bytes, Origin] = {}
         self._dirs: dict[str, Origin] = {}
-        self.changed = False
+        self._views: dict[tuple[int, int], tuple[str, Origin]] = {}
+        self._staged: dict[bytes, Staged] = {}
+        self._at: dict[str, bytes] = {}
+        self._sources = 0
+        self._encoded = b""
+        self.keep_ms = _KEPT_MS
+        self.dropped = 0
+        self._changed = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is something new to keep."""
+        return self._changed
+
+    @changed.setter
+    def changed(self, new: bool) -> None:
+        self._changed = new
+        if new:
+            self._encoded = b""
 
     def learn(self, key: bytes, path: str, root: str, how: str, at_ms: int) -> None:
         """The file `key`, protected as `path`, can be reached from outside now."""
@@ -41,7 +103,8 @@ class Lineage:
             return
         known = self._files.pop(key, None)
         self._files[key] = Origin(path, root, how, at_ms)
-        self.changed |= known is None or known.path != path
+        if known is None or known.path != path:
+            self.changed = True
         if len(self._files) > _MOST:
             del self._files[next(iter(self._files))]
 
@@ -52,16 +115,29 @@ class Lineage:
         if len(self._dirs) > _MOST_DIRS:
             del self._dirs[next(iter(self._dirs))]
 
+    def show(self, mount: tuple[int, int], outside: str, path: str, root: str, at_ms: int) -> None:
+        """As long as this is mounted (namespace, mount id), a server shows the protected directory `path` at `outside`, too."""
+        self._views[mount] = outside.rstrip("/") + "/", Origin(path.rstrip("/"), root, "shown", at_ms)
+
+    def hide(self, mount: tuple[int, int]) -> None:
+        """It was unmounted."""
+        self._views.pop(mount, None)
+
     @property
     def empty(self) -> bool:
         """Whether nothing protected is known to lie outside."""
-        return not self._files and not self._dirs
+        return not self._files and not self._dirs and not self._staged and not self._views
+
+    @property
+    def no_copies(self) -> bool:
+        """Whether no staged copy is known."""
+        return not self._staged
 
     def of(self, key: bytes, path: str) -> Origin | None:
         """The origin of a file by its key, else by the moved-out directory it lies in; None if it has nothing protected."""
         known = self._files.get(key)
-        if known is None and self._dirs:
-            for outside, origin in self._dirs.items():
+        if known is None and (self._dirs or self._views):
+            for outside, origin in (*self._views.values(), *self._dirs.items()):
                 if path.startswith(outside):
                     return Origin(f"{origin.path}/{path[len(outside) :]}", origin.root, origin.how, origin.seen_ms)
         return known
@@ -72,19 +148,118 @@ class Lineage:
         if known is not None and known.how == "moved":
             del self._files[key]
             self.changed = True
+        self.end(key)
+
+    # -- copies --------------------------------------------------------------------------------------------------------
+
+    def stage(self, key: bytes, copy: Staged) -> bool:
+        """The file `key` is a copy. False if that was known already, with the same sources."""
+        if len(copy.sources) > MOST_OF_ONE:
+            self.dropped += len(copy.sources) - MOST_OF_ONE
+            copy.sources = copy.sources[:MOST_OF_ONE]
+        copy.via = copy.via[:1] + copy.via[1:][-(_MOST_VIA - 1) :]
+        known = self._staged.get(key)
+        same = known is not None and set(known.sources) == set(copy.sources)
+        if known is not None:
+            copy.uid = known.uid if same else copy.uid
+            copy.sources = known.sources if same else copy.sources
+            self.end(key)
+        self._staged[key] = copy
+        self._at[copy.path] = key
+        self._sources += len(copy.sources)
+        self.changed = True
+        while len(self._staged) > 1 and (len(self._staged) > MOST_STAGED or self._sources > MOST_SOURCES):
+            oldest = next(iter(self._staged))
+            self.dropped += not self._staged[oldest].gone_ms
+            self.end(oldest)
+        return not same
+
+    def staged(self, key: bytes) -> Staged | None:
+        """The copy that this file is."""
+        return self._staged.get(key)
+
+    def staged_at(self, path: str) -> Staged | None:
+        """The copy that lies, or lately lay, at this path."""
+        key = self._at.get(path)
+        return None if key is None else self._staged.get(key)
+
+    def opened(self, key: bytes, path: str, at_ms: int) -> Staged | None:
+        """A file was opened by this path: the copy that it is, which counts as seen now."""
+        copy = self._staged.get(key)
+        if copy is not None:
+            copy.seen_ms = max(copy.seen_ms, at_ms)
+            self.moved(key, path)
+        return copy
+
+    def moved(self, key: bytes, path: str) -> None:
+        """A copy has another path now."""
+        copy = self._staged.get(key)
+        if copy is not None and path and copy.path != path:
+            if self._at.get(copy.path) == key:
+                del self._at[copy.path]
+            copy.path, copy.gone_ms = path, 0
+            self._at[path] = key
+            self.changed = True
+
+    def gone(self, key: bytes, at_ms: int) -> None:
+        """A copy was removed."""
+        copy = self._staged.get(key)
+        if copy is not None and not copy.gone_ms:
+            copy.gone_ms = at_ms
+            self.changed = True
+
+    def end(self, key: bytes) -> None:
+        """A file is no copy any more: it was overwritten with something else."""
+        copy = self._staged.pop(key, None)
+        if copy is not None:
+            self._sources -= len(copy.sources)
+            if self._at.get(copy.path) == key:
+                del self._at[copy.path]
+            self.changed = True
+
+    def copies(self) -> list[tuple[bytes, str]]:
+        """Key and path of every copy that is there."""
+        return [(key, copy.path) for key, copy in self._staged.items() if not copy.gone_ms]
+
+    # -- time and restarts ---------------------------------------------------------------------------------------------
 
     def sweep(self, now_ms: int) -> None:
-        """Forget what was not seen for 90 days."""
+        """Forget what was not seen for `keep_ms`, and copies that were removed a while ago."""
         files, dirs = len(self._files), len(self._dirs)
-        self._files = {key: each for key, each in self._files.items() if now_ms - each.seen_ms <= _KEPT_MS}
-        self._dirs = {path: each for path, each in self._dirs.items() if now_ms - each.seen_ms <= _KEPT_MS}
-        self.changed |= (files, dirs) != (len(self._files), len(self._dirs))
+        self._files = {key: each for key, each in self._files.items() if now_ms - each.seen_ms <= self.keep_ms}
+        self._dirs = {path: each for path, each in self._dirs.items() if now_ms - each.seen_ms <= self.keep_ms}
+        if (files, dirs) != (len(self._files), len(self._dirs)):
+            self.changed = True
+        for key, copy in list(self._staged.items()):
+            if now_ms - copy.seen_ms > self.keep_ms or (copy.gone_ms and now_ms - copy.gone_ms > _GONE_MS):
+                self.end(key)
 
     def to_bytes(self) -> bytes:
         """What is kept over a restart."""
-        return msgspec.msgpack.encode(_Kept(self._files, self._dirs))
+        if not self._encoded:
+            numbers: dict[Source, int] = {}
+            staged = {}
+            for key, copy in self._staged.items():
+                if not copy.gone_ms:
+                    at = [numbers.setdefault(source, len(numbers)) for source in copy.sources]
+                    staged[key] = _KeptStaged(copy.path, copy.size, at, list(copy.via), copy.uid, copy.seen_ms)
+            self._encoded = msgspec.msgpack.encode(_Kept(self._files, self._dirs, list(numbers), staged))
+        return self._encoded
 
     def from_bytes(self, data: bytes) -> None:
         """Take back what `to_bytes` gave. Raises msgspec.MsgspecError."""
         kept = msgspec.msgpack.decode(data, type=_Kept)
         self._files, self._dirs = kept.files, kept.dirs
+        self._staged, self._at, self._sources = {}, {}, 0
+        for key, each in islice(kept.staged.items(), MOST_STAGED):
+            if any(not 0 <= number < len(kept.sources) for number in each.sources):
+                raise msgspec.ValidationError("a copy names a source that was not kept")
+            sources = tuple(kept.sources[number] for number in each.sources)
+            self._staged[key] = Staged(each.path, each.size, sources, tuple(each.via), each.uid, each.seen_ms)
+            self._at[each.path] = key
+            self._sources += len(sources)
+        self._encoded = b""
+
+    def __len__(self) -> int:
+        """How many copies are known."""
+        return len(self._staged)

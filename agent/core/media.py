@@ -21,12 +21,20 @@ from agent.contract.codes import MediumKind
 from agent.core.facts import Device, Mounted, Plugged, Unmounted, Unplugged
 
 _KINDS = get_args(MediumKind)
+_SHARE_ID = "share:"
 _MAX_TEXT = 256
 _NOT_UNIQUE = {"0123456789abcdef", "123456789abcdef", "0123456789", "1234567890", "123456789012", "none", "unknown"}
 _USB_STORAGE, _USB_IMAGE, _USB_INPUT, _USB_HUB = "08", "06", "03", "09"
 _USB_NETWORK = {"e0", "02", "0a"}
 _USB_HARMLESS = {"01", "0b", "0d", "0e", "09"}
 """Audio, smart card, content security, video, hub: no files go that way."""
+_SHARES = {
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "davfs", "ceph", "afs", "coda", "lustre", "ncpfs"),
+    *("fuse.gvfsd-fuse", "fuse.s3fs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs"),
+}
+"""File system types that lie on another machine"""
+_FAR_SOURCE = re.compile(r"//|[^/]*:")
+"""What such a one calls its source, where a FUSE type says nothing: //server/share, user@host:path, https://host"""
 _OUTSIDE_BUSES = {"usb", "ieee1394", "thunderbolt", "firewire", "simulated"}
 
 
@@ -68,17 +76,24 @@ class Mount(Struct, kw_only=True, eq=False):
     namespace: int = 0
     since_ms: int = 0
     cold: bool = False
+    view: bool = False
+    """A server on this machine shows a directory of the medium here in another form (FUSE)"""
+    way: str = "mount"
+    peer: str = ""
+    """The server, if what is written here leaves by the `way` "network"; then `medium` stands for it, and is never present."""
 
 
 class MountWatch(NamedTuple):
     """A mount that must be marked now. `reach` is the path by which this process gets there; `folder`: a plain folder
-    plays the medium, so only that tree may be watched, never the file system around it."""
+    plays the medium, so only that tree may be watched, never the file system around it. `held`: whoever opens files there
+    may be held for a look; not where a server answers, which may be slow or gone, or itself be held."""
 
     mount_id: int
     mount: str
     namespace: int
     reach: str
     folder: bool
+    held: bool = True
 
 
 def clean(text: str) -> str:
@@ -156,6 +171,15 @@ def medium_of(device: Device) -> Medium | None:
     )
 
 
+def share_of(told: Mounted) -> Medium | None:
+    """What stands for the server of a file system on another machine; None if it is here. A machine that lives on one (its
+    "/" is there) has nowhere else to write to."""
+    far = told.fs in _SHARES or (told.fs.startswith("fuse.") and _FAR_SOURCE.match(told.source) is not None)
+    if not far or told.mount == "/":
+        return None
+    return Medium(id=f"{_SHARE_ID}{told.namespace}:{told.mount_id}", key=f"net:{_slug(told.source)}", kind="other")
+
+
 class Media:
     """The media present and every mount told, so that either may come first. Answers `at(path)` for file facts."""
 
@@ -165,6 +189,8 @@ class Media:
         """Mounts of media; they outlive a medium that was pulled, until they are told as gone."""
         self._told: dict[tuple[int, int], Mounted] = {}
         self._deepest_first: list[Mount] = []
+        self.shares = True
+        """Whether file systems on other machines count as a way out"""
 
     def plugged(self, fact: Plugged) -> tuple[Medium | None, bool, list[Mount]]:
         """(the medium or None, whether it is new, its mounts that were told before and are known as its own only now)."""
@@ -204,6 +230,14 @@ class Media:
         self._sort()
         return gone
 
+    def stacked(self) -> list[Mount]:
+        """Mounts told before that turn out to lie on a medium: images in its files, encrypted views of its directories."""
+        late: list[Mount] = []
+        for told in list(self._told.values()):
+            if told.lies_on and (owner := self._owner(told)) is not None:
+                late.append(self._join(told, owner))
+        return late
+
     def at(self, path: str) -> Mount | None:
         """The mount of a medium that `path` lies on: the deepest one, the newest of several at one place."""
         for mount in self._deepest_first:
@@ -218,12 +252,16 @@ class Media:
     def watches(self) -> Iterator[MountWatch]:
         """The mounts that the daemon must have marked now."""
         for (namespace, mount_id), mount in self.mounts.items():
-            yield MountWatch(mount_id, mount.mount, namespace, mount.under[:-1] or "/", mount.fs == "folder")
+            folder, held = mount.fs == "folder", mount.way == "mount" and not mount.view
+            yield MountWatch(mount_id, mount.mount, namespace, mount.under[:-1] or "/", folder, held)
 
     def _owner(self, told: Mounted) -> Medium | None:
         if (told.namespace, told.mount_id) in self.mounts:
             return None
-        return next((each for each in self.present.values() if told.dev and told.dev in each.nodes), None)
+        own = next((each for each in self.present.values() if told.dev and told.dev in each.nodes), None)
+        if own is None and told.lies_on and (below := self.at(told.lies_on)) is not None:
+            own = self.present.get(below.medium.id)
+        return own if own is not None or not self.shares else share_of(told)
 
     def _join(self, told: Mounted, medium: Medium) -> Mount:
         mount = Mount(
@@ -238,7 +276,12 @@ class Media:
             namespace=told.namespace,
             since_ms=told.at_ms,
             cold=told.cold,
+            view=told.lies_on.endswith("/"),
         )
+        if medium.id.startswith(_SHARE_ID):
+            mount.way, mount.peer = "network", clean(told.source)
+        elif medium.kind == "phone" and told.fs.startswith("fuse"):
+            mount.way = "mtp"
         self.mounts[told.namespace, told.mount_id] = mount
         self._sort()
         return mount

@@ -3,7 +3,7 @@
 Question: how is it said? Owns: which attribute carries what, profiles, the English titles of findings and messages, and
 privacy in writing: of unprotected files only extension and size; command lines only as `masks` lets them through. Must not
 know why something happened or what came before it. Parts that many events share (host, product, process, login) are
-encoded once: a storm of 50,000 copies is 50,000 small Structs around the same bytes.
+encoded once, and copies that differ only in their file come as `contract.form.Filled`: the values, and one form for all.
 
 `actor.user` is the login user. If the kernel has none, no user is named: then `actor.process`, at least `actor.app_name`.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType, structs
+from msgspec import UNSET, Raw, UnsetType
 
 from agent.contract.codes import CODES, COPY_LIMIT, INFO, OCSF_VERSION, PRODUCT, Attribution, Code
 from agent.contract.event import (
@@ -23,36 +23,39 @@ from agent.contract.event import (
     LostInfo,
     MediumInfo,
     Metadata,
-    ParentInfo,
     ProcessInfo,
     ProtectedInfo,
     Sekisho,
     SourceInfo,
     Unmapped,
 )
+from agent.contract.form import NUMBER, TEXT, AnyEvent, Filled, Form
 from agent.core import facts
 from agent.core.grading import Left
 from agent.core.history import Summary
-from agent.core.joins import Arrival
+from agent.core.joins import Arrival, Written
 from agent.core.limits import Passed
-from agent.core.masks import discreet, extension, unnamed
+from agent.core.masks import extension, unnamed
 from agent.core.media import Medium, Mount, clean
 from agent.core.people import Entry
-from agent.core.places import below
+from agent.core.places import ProtectedDir, below
 from agent.core.policy import Raise
-from agent.core.reads import GONE
+from agent.core.reads import GONE, Read
 from agent.core.register import Verdict
+from agent.core.spoken import Spoken, known_text, spoken_of, user_of
+from agent.core.ways import Departure
 
 TITLES = {
     "medium.unapproved": "Medium without a valid approval connected",
     "medium.unapproved/copied": "Protected data copied to a medium without a valid approval",
     "copy": "More protected data carried out than a limit allows",
+    "copy.staged": "Protected data carried out by way of a copy made elsewhere",
 }
 """Titles of findings: short, English, never with names in them."""
 
 _PERIPHERAL_TYPES = {"storage": 1, "reader": 1, "optical": 1, "keyboard": 2}
 _REGULAR, _FOLDER = 1, 2
-_REMOVABLE, _CD_ROM = 1, 4
+_REMOVABLE, _REMOTE, _CD_ROM = 1, 3, 4
 _FINDING_NEW = 1
 _RULE, _STATISTICAL = 1, 3
 _ENDPOINT, _IN_TRANSIT = 1, 2
@@ -60,87 +63,6 @@ _HOST = ["host"]
 _MOST_CACHED = 256
 _encode = msgspec.json.encode
 _COPIED_OUT = CODES["file.copied_out"]
-
-
-class _Spoken:
-    """A process as JSON, in the forms that events need."""
-
-    __slots__ = ("_bare", "_candidates", "_discreet", "_entry", "_held", "actor", "login", "process", "process_bare")
-
-    def __init__(self, entry: Entry) -> None:
-        process = entry.process
-        name = process.exe.rpartition("/")[2]
-        actor: dict[str, Any] = {"process": {"pid": process.pid}}
-        if name:
-            actor["process"] |= {"name": name, "path": process.exe}
-        uid = entry.login_uid
-        self.login: Raw | UnsetType = UNSET
-        if uid is not None:
-            actor["user"] = _user(uid, process.login_user)
-            self.login = Raw(
-                _encode(
-                    LoginInfo(
-                        uid=uid,
-                        user=process.login_user or UNSET,
-                        session=process.session or UNSET,
-                        tty=process.tty or UNSET,
-                        remote=process.remote or UNSET,
-                    )
-                )
-            )
-        self.actor = Raw(_encode(actor))
-        bare = ProcessInfo(pid=process.pid, exe=process.exe or UNSET, start=process.start or UNSET)
-        self.process_bare = Raw(_encode(bare))
-        bare.argv = process.argv or UNSET
-        parents = [ParentInfo(pid=each.pid, exe=_spoken(each.exe)) for each in process.parents[:16]]
-        bare.parents = parents or UNSET
-        self.process = Raw(_encode(bare))
-        self._entry, self._bare = entry, bare
-        self._candidates: list[str] | None = None
-        self._held: set[str] = set()
-        self._discreet: tuple[object, Mount | None, list[str], Raw] = (None, None, [], self.process)
-
-    def discreet(self, mount: Mount, copied: tuple[str, str], roots: tuple[str, ...]) -> Raw:
-        """The process with an argv that names only protected files, what is on `mount`, and `copied` (from, to).
-
-        A relative path counts as one of them if it is a part of it. What was encoded last is kept: copies come in storms.
-        """
-        argv = self._entry.process.argv
-        if self._candidates is None:
-            self._held = {_last(each.path) for each in self._entry.files}
-            self._candidates = candidates = []
-
-            def note(place: str) -> bool:
-                if not place.startswith("/"):
-                    candidates.append(place)
-                return False
-
-            discreet(argv, self._held, note)
-        joined = f"{copied[0]}/\n{copied[1]}/"
-        parts = [place for place in self._candidates if f"/{place}/" in joined]
-        known_roots, known_mount, known_parts, raw = self._discreet
-        if known_roots is roots and known_mount is mount and known_parts == parts:
-            return raw
-        places = [each.rstrip("/") + "/" for each in (*roots, mount.mount, mount.under) if each]
-
-        def tell(place: str) -> bool:
-            within = place.rstrip("/") + "/"
-            if place.startswith("/"):
-                return any(within.startswith(each) or each.startswith(within) for each in places)
-            return place in parts
-
-        shown = structs.replace(self._bare, argv=discreet(argv, self._held, tell) or UNSET)
-        raw = Raw(_encode(shown))
-        self._discreet = (roots, mount, parts, raw)
-        return raw
-
-
-def _spoken(text: str) -> str | UnsetType:
-    return text.encode("utf-8", "replace").decode() if text else UNSET
-
-
-def _user(uid: int, name: str) -> dict[str, str]:
-    return {"uid": str(uid), **({"name": name} if name else {})}
 
 
 class Writer:
@@ -157,6 +79,8 @@ class Writer:
         self._record_names = False
         self._roots: tuple[str, ...] = ()
         self._media: dict[tuple[Medium, str, Verdict], Raw] = {}
+        self._alike: tuple[object, ...] = ()
+        self._form: Form | None = None
         self._latest: tuple[Medium | None, Mount | None, Verdict | None, Raw] = (None, None, None, self._nobody)
 
     def name(self, record_names: bool, roots: Iterable[str]) -> None:
@@ -197,7 +121,7 @@ class Writer:
         sekisho = event.unmapped.sekisho
         event.device, event.actor, sekisho.attribution = self._host, self._nobody, "unknown"
         if session.uid is not None:
-            user, name = _user(session.uid, session.user), session.session
+            user, name = user_of(session.uid, session.user), session.session
             event.actor, sekisho.attribution = Raw(_encode({"user": user})), "session"
             sekisho.login = LoginInfo(uid=session.uid, user=session.user or UNSET, session=name or UNSET)
         if mount is None:
@@ -209,29 +133,63 @@ class Writer:
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def copied_out(
-        self, arrival: Arrival, left: Left, protected: ProtectedInfo, entry: Entry | None, verdict: Verdict, severity: int
-    ) -> Event:
-        """`file.copied_out`: one source, one destination."""
+        self, arrival: Arrival, left: Left, root: ProtectedDir, entry: Entry | None, verdict: Verdict, severity: int
+    ) -> AnyEvent:
+        """`file.copied_out`: one source, one destination. From the second in a row that differs only in its file, by a form."""
         read, mount, size = left.read, arrival.mount, arrival.size
-        path, stat, via = _shown(mount, arrival.path), read.stat or GONE, read.via
-        sekisho = self._about(mount.medium, mount, verdict)
-        sekisho.protected = protected
-        sekisho.source = SourceInfo(path=read.path)
-        if stat[0] is not None:
-            sekisho.source.size = stat[0]
-        if stat[1] is not None:
-            sekisho.source.inode = stat[1]
-        if via:
-            sekisho.source.via = [via]
-        sekisho.dest = DestInfo(path=path, size=UNSET if size is None else size)
+        source, path = read.path, _shown(mount, arrival.path)
+        rel = below(root.path, source)
+        spoken = spoken_of(entry) if entry is not None else None
+        process: Raw | UnsetType = UNSET
+        if spoken is not None:
+            process = spoken.process if self._record_names else spoken.discreet(mount, (source, path), self._roots)
+        has, inode = read.stat or GONE
+        if type(read) is not Read or arrival.is_dir or has is None or inode is None or size is None or left.bytes is None:
+            return self._copied_out(arrival, left, root, entry, verdict, severity, process)
+        by = (spoken, process, arrival.pid, entry.attribution if entry is not None else "")
+        alike = (by, mount, root, verdict, severity, left.link, left.confidence, self.offset_ms)
+        if alike != self._alike:
+            self._alike, self._form = alike, None
+            return self._copied_out(arrival, left, root, entry, verdict, severity, process)
+        if self._form is not None:
+            uid = self._new_uid()
+        else:
+            example = self._copied_out(arrival, left, root, entry, verdict, severity, process)
+            uid, about = example.uid, example.unmapped.sekisho
+            about.protected = ProtectedInfo(path=root.path, label=root.label, rel=TEXT)
+            about.source, about.dest = SourceInfo(path=TEXT, size=NUMBER, inode=NUMBER), DestInfo(path=TEXT, size=NUMBER)
+            about.dest.peer = mount.peer or UNSET
+            about.bytes = NUMBER
+            example.file = {**(example.file or {}), "name": TEXT, "path": TEXT, "size": NUMBER}
+            self._form = Form(example)
+        name = _last(path) or "?"
+        values = (rel, source, has, inode, path, size, left.bytes, name, path, size)
+        return Filled(self._form, arrival.at_ms, uid, values)
+
+    def _copied_out(
+        self,
+        arrival: Arrival,
+        left: Left,
+        root: ProtectedDir,
+        entry: Entry | None,
+        verdict: Verdict,
+        severity: int,
+        process: Raw | UnsetType,
+    ) -> Event:
+        read, mount, size = left.read, arrival.mount, arrival.size
+        path = _shown(mount, arrival.path)
+        sekisho = self._about(mount.medium, mount, verdict) if mount.way != "network" else Sekisho()
+        sekisho.protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, read.path))
+        sekisho.source = _source(read)
+        sekisho.dest = DestInfo(path=path, size=UNSET if size is None else size, peer=mount.peer or UNSET)
         if left.bytes is not None:
             sekisho.bytes = left.bytes
-        sekisho.way, sekisho.link, sekisho.confidence = "mount", left.link, left.confidence
+        sekisho.way, sekisho.link, sekisho.confidence = mount.way, left.link, left.confidence
         event = self._event("file.copied_out", _COPIED_OUT, arrival.at_ms, sekisho)
         event.severity_id = severity
         self._by(event, entry, arrival.pid, True)
-        if not self._record_names and entry is not None and isinstance(spoken := entry.encoded, _Spoken):
-            sekisho.process = spoken.discreet(mount, (read.path, path), self._roots)
+        if process is not UNSET:
+            sekisho.process = process
         event.file = {
             **_volume(mount),
             "name": _last(path) or "?",
@@ -240,6 +198,53 @@ class Writer:
         }
         if size is not None:
             event.file["size"] = size
+        return event
+
+    def sent_out(
+        self,
+        departure: Departure,
+        left: Left,
+        protected: ProtectedInfo,
+        entry: Entry | None,
+        medium: Medium | None,
+        verdict: Verdict | None,
+        severity: int,
+    ) -> Event:
+        """`file.copied_out` by a way that is no mount; `file` is the source, as nothing is known of a file at the other end."""
+        read, path = left.read, left.read.path
+        known = medium is not None and verdict is not None
+        sekisho = self._about(medium, None, verdict) if known else Sekisho()  # type: ignore[arg-type]
+        sekisho.protected, sekisho.source = protected, _source(read)
+        if departure.peer:
+            sekisho.dest = DestInfo(peer=departure.peer)
+        if left.bytes is not None:
+            sekisho.bytes = left.bytes
+        sekisho.way, sekisho.link, sekisho.confidence = departure.way, left.link, left.confidence
+        event = self._event("file.copied_out", _COPIED_OUT, departure.at_ms, sekisho)
+        event.severity_id = severity
+        self._by(event, entry, left.pid, True)
+        if not self._record_names and entry is not None and isinstance(spoken := entry.encoded, Spoken):
+            sekisho.process = spoken.discreet(None, (path, read.via or path), self._roots)
+        event.file = {"name": _last(path) or "?", "path": path, "type_id": _REGULAR}
+        if read.size is not None:
+            event.file["size"] = read.size
+        return event
+
+    def staged(self, written: Written, left: Left, protected: ProtectedInfo, entry: Entry | None) -> Event:
+        """`file.staged`: one source and the copy of it that was made elsewhere on the machine."""
+        read, path = left.read, written.path
+        sekisho = Sekisho(protected=protected, source=_source(read))
+        sekisho.dest = DestInfo(path=path, size=UNSET if written.size is None else written.size)
+        if left.bytes is not None:
+            sekisho.bytes = left.bytes
+        sekisho.link, sekisho.confidence = left.link, left.confidence
+        event = self._event("file.staged", CODES["file.staged"], written.at_ms, sekisho)
+        self._by(event, entry, written.pid, True)
+        if not self._record_names and entry is not None and isinstance(spoken := entry.encoded, Spoken):
+            sekisho.process = spoken.discreet(None, (read.via or read.path, path), self._roots)
+        event.file = {"name": _last(path) or "?", "path": path, "type_id": _REGULAR}
+        if written.size is not None:
+            event.file["size"] = written.size
         return event
 
     def written(self, arrival: Arrival, entry: Entry | None, verdict: Verdict, named: bool) -> Event:
@@ -280,7 +285,7 @@ class Writer:
     # -- findings ------------------------------------------------------------------------------------------------------
 
     def unapproved(
-        self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: Event, types: list[int], at_ms: int
+        self, due: Raise, medium: Medium, mount: Mount | None, verdict: Verdict, by: AnyEvent, types: list[int], at_ms: int
     ) -> Event:
         """`medium.unapproved`; its actor is that of the event `by` that led to it. `types`: type_uid of each evidence."""
         event = self._event("medium.unapproved", CODES["medium.unapproved"], at_ms, self._about(medium, mount, verdict))
@@ -294,7 +299,7 @@ class Writer:
             event.activity_id, event.activity_name, event.type_uid = 2, "Update", event.class_uid * 100 + 2
         return event
 
-    def limit_passed(self, passed: Passed, by: Event, at_ms: int) -> Event:
+    def limit_passed(self, passed: Passed, by: AnyEvent, at_ms: int) -> Event:
         """`copy.<limit>`, on the evidence of the last events that count; `by` is the one that passed it."""
         limit, said = passed.limit, by.unmapped.sekisho
         sekisho = Sekisho(
@@ -316,6 +321,29 @@ class Writer:
         event.device, event.actor = self._host, by.actor
         related = [{"uid": uid, "type_uid": CODES["file.copied_out"].type_uid} for uid in passed.events]
         self._finding(event, event.metadata.uid, TITLES["copy"], f"copy.{limit.name}", _STATISTICAL, related)
+        return event
+
+    def staged_out(self, by: AnyEvent, staged_uid: str, severity: int, at_ms: int) -> Event:
+        """`copy.staged`, on the evidence of `by`, the `file.copied_out` of a copy, and of the event that told of the copy."""
+        said = by.unmapped.sekisho
+        sekisho = Sekisho(
+            medium=said.medium,
+            simulated=said.simulated,
+            login=said.login,
+            process=said.process,
+            attribution=said.attribution,
+            protected=said.protected,
+            source=said.source,
+            dest=said.dest,
+            way=said.way,
+            link=said.link,
+            confidence=said.confidence,
+        )
+        event = self._event("copy.staged", CODES["copy.staged"], at_ms, sekisho)
+        event.device, event.actor, event.severity_id = self._host, by.actor, severity
+        evidence = [(staged_uid, "file.staged"), (by.uid, "file.copied_out")]
+        related = [{"uid": uid, "type_uid": CODES[code].type_uid} for uid, code in evidence if uid]
+        self._finding(event, event.metadata.uid, TITLES["copy.staged"], "copy.staged", _RULE, related)
         return event
 
     @staticmethod
@@ -362,7 +390,10 @@ class Writer:
         return event
 
     def clock(self, fact: facts.Clock) -> Event:
-        """`agent.clock`: the wall clock jumped."""
+        """`agent.clock`: the wall clock jumped, or the machine was suspended."""
+        if fact.suspended_ms:
+            why = f"the machine was suspended for {fact.suspended_ms} ms"
+            return self._error("agent.clock", fact.at_ms, why, {"suspended_ms": fact.suspended_ms})
         return self._error("agent.clock", fact.at_ms, f"the clock jumped by {fact.jump_ms} ms", {"jump_ms": fact.jump_ms})
 
     def tampered(self, fact: facts.Tampered) -> Event:
@@ -412,12 +443,21 @@ class Writer:
             if pid > 0:
                 sekisho.process = ProcessInfo(pid=pid)
             return
-        spoken = entry.encoded
-        if not isinstance(spoken, _Spoken):
-            spoken = entry.encoded = _Spoken(entry)
+        spoken = spoken_of(entry)
         attribution: Attribution = entry.attribution
         event.actor, sekisho.login, sekisho.attribution = spoken.actor, spoken.login, attribution
         sekisho.process = spoken.process if argv else spoken.process_bare
+
+
+def _source(read: Read) -> SourceInfo:
+    source, stat, via = SourceInfo(path=read.path), read.stat or GONE, read.names
+    if stat[0] is not None:
+        source.size = stat[0]
+    if stat[1] is not None:
+        source.inode = stat[1]
+    if via:
+        source.via = via
+    return source
 
 
 def _medium_info(medium: Medium, mount: Mount | None, verdict: Verdict) -> MediumInfo:
@@ -433,7 +473,7 @@ def _medium_info(medium: Medium, mount: Mount | None, verdict: Verdict) -> Mediu
         interfaces=list(medium.interfaces) or UNSET,
         decision=verdict.decision,
         decision_reason=verdict.reason,
-        approval=_spoken(verdict.approval),
+        approval=known_text(verdict.approval),
     )
     if medium.read_only:
         info.read_only = True
@@ -456,7 +496,8 @@ def _peripheral(medium: Medium) -> dict[str, Any]:
 
 
 def _volume(mount: Mount) -> dict[str, Any]:
-    about: dict[str, Any] = {"drive_type_id": _CD_ROM if mount.medium.kind == "optical" else _REMOVABLE}
+    kind = _CD_ROM if mount.medium.kind == "optical" else _REMOVABLE if mount.way != "network" else _REMOTE
+    about: dict[str, Any] = {"drive_type_id": kind}
     volume = mount.label or _last(mount.mount)
     return about | {"volume": volume} if volume else about
 

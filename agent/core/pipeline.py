@@ -15,10 +15,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from agent.contract.codes import MEDIUM
 from agent.contract.event import Event
+from agent.contract.form import AnyEvent
 from agent.core import facts, history
 from agent.core.grading import Left
-from agent.core.joins import Arrival, Joins
+from agent.core.joins import Arrival, Joins, Settled, Written
 from agent.core.judging import Judging
 from agent.core.limits import WindowLimit
 from agent.core.lineage import Lineage
@@ -26,8 +28,10 @@ from agent.core.media import Media, MountWatch, clean_path
 from agent.core.ocsf import Writer
 from agent.core.people import People
 from agent.core.places import Place, Places, ProtectedDir
-from agent.core.reads import Read, read_of
+from agent.core.reads import Read, read_elsewhere, read_of
 from agent.core.register import MediaRegister
+from agent.core.staging import Ask, Staging
+from agent.core.ways import Departure, Ways
 
 __all__ = ["Core", "CoreConfig", "MountWatch", "ProtectedDir", "WindowLimit"]
 
@@ -38,8 +42,17 @@ _KEEP_MS = 1_000
 _KEEP_BYTES_A_MS = 64
 
 
+_SETTLES = (facts.Tick, facts.Stopping)
+"""Told when all that happened to files until then was told. With any other fact a read may be in the queue yet that is in a
+file whose time has come."""
+
+
 class CoreConfig(Struct, kw_only=True):
-    """All that the core needs to know of a site. `device_type` is OCSF's `device.type_id` (2 Desktop, 3 Laptop, 0 unknown)."""
+    """All that the core needs to know of a site. `device_type` is OCSF's `device.type_id` (2 Desktop, 3 Laptop, 0 unknown).
+
+    `ways_off` are ways of which nothing is told, `ways_severity` is that of what left by a way that is no medium.
+    `keep_copies_ms`: so long files outside are known as copies of protected ones.
+    """
 
     agent: str
     name: str = ""
@@ -49,6 +62,9 @@ class CoreConfig(Struct, kw_only=True):
     require_approval: bool = True
     record_names: bool = False
     device_type: int = 0
+    ways_off: frozenset[str] = frozenset()
+    ways_severity: int = MEDIUM
+    keep_copies_ms: int = 90 * 86_400_000
 
 
 class _State(Struct, array_like=True):
@@ -64,6 +80,9 @@ class Core:
     def __init__(self, config: CoreConfig, new_uid: Callable[[], str]) -> None:
         self._media, self._people, self._lineage = Media(), People(), Lineage()
         self._places = Places(self._media)
+        self._staging = Staging(self._lineage)
+        self.unlike, self.unmarked = self._staging.asked, list[tuple[bytes, str]]()
+        self._untold_since_ms = 0
         self._history = history.History()
         self._joins = Joins(self._people, self._is_protected)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
@@ -71,12 +90,13 @@ class Core:
         self._judging = Judging(self._people, self._media, self._places, register, self._writer, new_uid)
         self._register, self._limits, self._unapproved = register, self._judging.limits, self._judging.unapproved
         self.wanted = self._joins.wanted
-        self._waiting: deque[tuple[Arrival, Left | None]] = deque()
+        self._ways = Ways(self._people, self._joins.reads, self.wanted)
+        self._waiting: deque[tuple[Arrival | Departure, Left | None]] = deque()
         self._counts: Counter[str] = Counter()
         self._now_ms = self._swept_ms = self._kept_ms = self._keep_every_ms = 0
         self._dirty = self._state_lost = False
         self.reconfigure(config)
-        self._stages: dict[type[facts.Fact], Callable[[Any], Iterable[Event]]] = {
+        self._stages: dict[type[facts.Fact], Callable[[Any], Iterable[AnyEvent]]] = {
             facts.ProcSeen: self._on_proc_seen,
             facts.ProcGone: self._on_proc_gone,
             facts.Opened: self._on_opened,
@@ -84,6 +104,7 @@ class Core:
             facts.Created: self._on_created,
             facts.Grown: self._on_grown,
             facts.Closed: self._on_closed,
+            facts.Compared: self._on_compared,
             facts.Deleted: self._on_deleted,
             facts.Moved: self._on_moved,
             facts.Attributes: self._on_attributes,
@@ -92,6 +113,9 @@ class Core:
             facts.Unplugged: self._on_unplugged,
             facts.Mounted: self._on_mounted,
             facts.Unmounted: self._on_unmounted,
+            facts.WayHeld: self._on_way_held,
+            facts.WayClosed: self._on_way_closed,
+            facts.WayUsed: self._on_way_used,
             facts.Session: self._on_session,
             facts.Register: self._on_register,
             facts.Coverage: lambda fact: iter((self._writer.sensors(fact),)),
@@ -105,16 +129,16 @@ class Core:
             facts.Tick: self._on_tick,
         }
 
-    def feed(self, fact: facts.Fact) -> list[Event]:
+    def feed(self, fact: facts.Fact) -> list[AnyEvent]:
         """One fact in, the events that it leads to out; also those that were only waiting for time to pass."""
         at_ms = fact.at_ms
-        if at_ms != self._now_ms:
-            self._now_ms = at_ms
-            self._arrived(self._joins.due(at_ms))
+        back, self._now_ms = at_ms < self._now_ms, at_ms
+        if back or isinstance(fact, _SETTLES):
+            self._arrived(self._joins.due(at_ms, back))
         told = self._stages[type(fact)](fact)
         if not told and not self._waiting and not self._state_lost:
             return []
-        events = [*self._lost_state(), *told]
+        events: list[AnyEvent] = [*self._lost_state(), *told]
         most = len(self._waiting) if isinstance(fact, facts.Stopping) else MOST_AT_ONCE
         while self._waiting and most > 0:
             self._judging.left(*self._waiting.popleft(), events)
@@ -122,7 +146,7 @@ class Core:
         if isinstance(fact, facts.Stopping):
             events.append(self._writer.life("agent.stopped", at_ms, {"reason": fact.reason} if fact.reason else {}))
         for event in events:
-            self._counts[event.metadata.event_code] += 1
+            self._counts[event.code] += 1
         return events
 
     def _lost_state(self) -> Iterator[Event]:
@@ -135,6 +159,7 @@ class Core:
     def _on_proc_seen(self, fact: facts.ProcSeen) -> Iterator[Event]:
         if self._people.seen(fact):
             self._joins.forget(fact.process.pid)
+            self._ways.forget(fact.process.pid)
         return iter(())
 
     def _on_proc_gone(self, fact: facts.ProcGone) -> Iterator[Event]:
@@ -163,10 +188,14 @@ class Core:
             self._joins.read(fact.pid, folder, path[end:], origin.root, fact.size, fact.inode, fact.at_ms, via)
             if (root := self._places.root(origin.root)) is not None:
                 return self._noted(root, fact, history.READ, origin.path)
+        elif mount is None and (copy := self._lineage.opened(fact.key, path, fact.at_ms)) is not None:
+            first = copy.sources[0]
+            self._joins.read(fact.pid, folder, path[end:], first.root, fact.size, fact.inode, fact.at_ms, first.path)
         return ()
 
     def _on_sized(self, fact: facts.Sized) -> Iterable[Event]:
         self._arrived(self._joins.sized(fact))
+        self._departed(self._ways.sized(fact))
         return ()
 
     def _on_created(self, fact: facts.Created) -> Iterable[Event]:
@@ -188,9 +217,19 @@ class Core:
         root, mount = self._place(fact)
         if root is not None:
             return self._noted(root, fact, history.WRITE)
-        if mount is not None and (arrival := self._joins.closed(fact, mount, fact.size)) is not None:
+        if mount is None:
+            if self._lineage.of(fact.key, fact.path) is None:
+                self._joins.elsewhere(fact)
+        elif (arrival := self._joins.closed(fact, mount, fact.size)) is not None:
             self._arrived((arrival,))
         return ()
+
+    def _on_compared(self, fact: facts.Compared) -> Iterator[Event]:
+        fact.path = clean_path(fact.path)
+        copy = self._staging.answered(fact)
+        if copy is not None:
+            self.unmarked.append((fact.key, fact.path))
+            yield from self._judging.staged(copy)
 
     def _on_found(self, fact: facts.Found) -> Iterable[Event]:
         root, mount = self._place(fact)
@@ -213,6 +252,8 @@ class Core:
             yield from self._noted(root, fact, history.DELETE)
         elif mount is not None:
             self._arrived([self._joins.deleted(fact)])
+        else:
+            self._lineage.gone(fact.key, fact.at_ms)
 
     def _on_moved(self, fact: facts.Moved) -> Iterator[Event]:
         fact.path, fact.old_path = clean_path(fact.path), clean_path(fact.old_path)
@@ -230,6 +271,8 @@ class Core:
             self._lineage.learn(fact.key, fact.old_path, old_root.path, "moved", fact.at_ms)
             if fact.is_dir and fact.path:
                 self._lineage.learn_dir(fact.path, fact.old_path, old_root.path, fact.at_ms)
+        elif not fact.is_dir and not fact.old_path:
+            self._lineage.moved(fact.key, fact.path)
         elif fact.is_dir and fact.path and (known := self._lineage.of(b"", fact.old_path + "/")) is not None:
             self._lineage.learn_dir(fact.path, known.path.rstrip("/"), known.root, fact.at_ms)
 
@@ -249,16 +292,16 @@ class Core:
             return
         if new:
             yield self._judging.attached(medium, fact.at_ms, fact.cold)
-        for mount in late:
+        for mount in (*late, *self._media.stacked()):
             yield self._writer.mounted(mount, self._judging.decide(medium, fact.at_ms), self._people.session, fact.at_ms)
         yield from self._judging.review(medium, fact.at_ms)
 
-    def _on_unplugged(self, fact: facts.Unplugged) -> Iterator[Event]:
+    def _on_unplugged(self, fact: facts.Unplugged) -> Iterator[AnyEvent]:
         medium = self._media.unplugged(fact)
         if medium is None:
             return
         self._arrived(self._joins.medium_gone(medium.id))
-        events: list[Event] = []
+        events: list[AnyEvent] = []
         while self._waiting:
             self._judging.left(*self._waiting.popleft(), events)
         yield from events
@@ -267,17 +310,38 @@ class Core:
     def _on_mounted(self, fact: facts.Mounted) -> Iterator[Event]:
         mount = self._media.mounted(fact)
         self._places.forget()
-        if mount is not None:
-            yield self._writer.mounted(mount, self._judging.decide(mount.medium, fact.at_ms), self._people.session, fact.at_ms)
+        for outside, path, root in self._places.shown(fact.reach or fact.mount, fact.lies_on) if fact.lies_on else ():
+            self._lineage.show((fact.namespace, fact.mount_id), outside, path, root.path, fact.at_ms)
+        if mount is not None and mount.way != "network":
+            for each in (mount, *self._media.stacked()):
+                verdict = self._judging.decide(each.medium, fact.at_ms)
+                yield self._writer.mounted(each, verdict, self._people.session, fact.at_ms)
             yield from self._judging.review(mount.medium, fact.at_ms)
 
     def _on_unmounted(self, fact: facts.Unmounted) -> Iterator[Event]:
         mount = self._media.unmounted(fact)
+        self._lineage.hide((fact.namespace, fact.mount_id))
         self._places.forget()
         if mount is not None:
             self._arrived(self._joins.mount_gone(mount))
-            verdict = self._judging.decide(mount.medium, fact.at_ms)
-            yield self._writer.unmounted(mount, verdict, self._people.session, fact.at_ms)
+            if mount.way != "network":
+                verdict = self._judging.decide(mount.medium, fact.at_ms)
+                yield self._writer.unmounted(mount, verdict, self._people.session, fact.at_ms)
+
+    # -- ways out that are no mounts -----------------------------------------------------------------------------------
+
+    def _on_way_held(self, fact: facts.WayHeld) -> Iterable[Event]:
+        if not fact.device or fact.way == "print" or fact.device in self._media.present:
+            self._departed(self._ways.held(fact))
+        return ()
+
+    def _on_way_closed(self, fact: facts.WayClosed) -> Iterable[Event]:
+        self._departed(self._ways.closed(fact))
+        return ()
+
+    def _on_way_used(self, fact: facts.WayUsed) -> Iterable[Event]:
+        self._departed(self._ways.used(fact))
+        return ()
 
     def _on_register(self, fact: facts.Register) -> Iterator[Event]:
         if self._register.replace(fact):
@@ -298,10 +362,13 @@ class Core:
     def _on_clock(self, fact: facts.Clock) -> Iterator[Event]:
         if fact.offset_ms is not None:
             self._writer.offset_ms = fact.offset_ms
-        if fact.jump_ms:
+        if fact.jump_ms > 0:  # back: reads of what is the future now join for longer, which loses nothing
+            self._joins.reads.clock_set(fact.jump_ms, fact.at_ms)
+        if fact.jump_ms or fact.suspended_ms:
             yield self._writer.clock(fact)
 
     def _on_tick(self, fact: facts.Tick) -> Iterator[Event]:
+        self._departed(self._ways.due(fact.at_ms))
         for summary in self._history.due(fact.at_ms):
             yield self._told(summary)
         if (lost := self._joins.forgotten(fact.at_ms, bool(self._media.mounts))) is not None:
@@ -310,22 +377,45 @@ class Core:
             self._swept_ms = fact.at_ms
             for pid in self._people.sweep(fact.at_ms):
                 self._joins.forget(pid)
+                self._ways.forget(pid)
             self._lineage.sweep(fact.at_ms)
+            self._staging.sweep(fact.at_ms)
+            if (lost := self._forgotten(fact.at_ms)) is not None:
+                yield self._writer.gap(lost)
             self._limits.sweep(fact.at_ms)
             for medium in list(self._media.present.values()):
                 yield from self._judging.review(medium, fact.at_ms)
 
     def _on_stopping(self, fact: facts.Stopping) -> Iterator[Event]:
-        self._arrived(self._joins.everything())
+        settled = self._joins.everything()
+        self._arrived(each for each in settled if isinstance(each, Arrival))
+        for each in settled:
+            if isinstance(each, Written) and (copy := self._staging.at_once(each)) is not None:
+                yield from self._judging.staged(copy)
+        self._departed(self._ways.everything(fact.at_ms))
         for summary in self._history.everything():
             yield self._told(summary)
 
     # -- from arrivals to events and findings --------------------------------------------------------------------------
 
-    def _arrived(self, arrivals: Iterable[Arrival | None]) -> None:
+    def _arrived(self, arrivals: Iterable[Settled | None]) -> None:
         for arrival in arrivals:
-            if arrival is not None:
-                self._waiting.extend((arrival, left) for left in arrival.left or (None,))
+            if isinstance(arrival, Arrival):
+                self._waiting.extend((arrival, left) for left in self._staging.spread(arrival.left) or (None,))
+            elif arrival is not None:
+                self._staging.consider(arrival)
+
+    def _departed(self, departures: Iterable[Departure]) -> None:
+        for departure in departures:
+            self._waiting.extend((departure, left) for left in self._staging.spread(departure.left))
+
+    def _forgotten(self, now_ms: int) -> facts.Lost | None:
+        """What of staged copies was given up for room since this was last told."""
+        count, since_ms = self._lineage.dropped + self._staging.unasked, self._untold_since_ms or now_ms
+        self._lineage.dropped = self._staging.unasked = 0
+        self._untold_since_ms = now_ms
+        lost = facts.Lost(at_ms=now_ms, reason="lineage_full", since_ms=since_ms, until_ms=now_ms, count=count)
+        return lost if count else None
 
     def _noted(self, root: ProtectedDir, fact: facts.FileFact, what: str, path: str = "") -> Iterable[Event]:
         full = self._history.add(self._people.who(fact.pid), root.path, path or fact.path, what, fact.at_ms)
@@ -337,13 +427,16 @@ class Core:
 
     def _is_protected(self, file: facts.OpenFile) -> bool:
         """Whether a file that a process holds is a protected one, wherever it lies now."""
-        return self._places.is_protected(file.path) or self._lineage.of(file.key, file.path) is not None
+        known = self._lineage.of(file.key, file.path) or self._lineage.staged(file.key)
+        return known is not None or self._places.is_protected(file.path)
 
     def _origin(self, fact: facts.FileFact, old_root: ProtectedDir | None) -> Read | None:
         """The protected file that was renamed or linked onto a medium, as if it had been read."""
         size = getattr(fact, "size", None)
         if old_root is not None:
             return read_of(fact.old_path, old_root.path, size, fact.at_ms)  # type: ignore[attr-defined]
+        if (copy := self._lineage.staged(fact.key)) is not None:
+            return read_elsewhere(copy.path, copy.sources[0].path, copy.sources[0].root, size or copy.size, fact.at_ms)
         origin = self._lineage.of(fact.key, getattr(fact, "old_path", ""))
         return None if origin is None else read_of(origin.path, origin.root, size, fact.at_ms)
 
@@ -352,13 +445,32 @@ class Core:
     def reconfigure(self, config: CoreConfig) -> None:
         """Take another configuration (SIGHUP); counters and tables stay."""
         self._limits.limits = config.limits
+        self._lineage.keep_ms = config.keep_copies_ms
         self._judging.require_approval, self._judging.record_names = config.require_approval, config.record_names
+        self._judging.ways_severity, self._ways.off = config.ways_severity, config.ways_off
+        self._media.shares = "network" not in config.ways_off
         self._writer.name(config.record_names, (root.path for root in config.protect))
         self._places.protect(config.protect)
 
     def watches(self) -> list[MountWatch]:
         """The mounts of media that must be marked now."""
         return list(self._media.watches())
+
+    def compare(self) -> list[Ask]:
+        """Files to be compared with protected ones now, each to be told as a Compared fact; then `unlike` is empty."""
+        asked = list(self.unlike)
+        self.unlike.clear()
+        return asked
+
+    def mark(self) -> list[tuple[bytes, str]]:
+        """Key and path of staged copies to be watched from now on; then `unmarked` is empty."""
+        unmarked = list(self.unmarked)
+        self.unmarked.clear()
+        return unmarked
+
+    def copies(self) -> list[tuple[bytes, str]]:
+        """Key and path of all staged copies that must be watched."""
+        return self._lineage.copies()
 
     def ask(self) -> list[str]:
         """Paths of opened files that must be looked up now, each to be told as a Sized fact; then `wanted` is empty."""
@@ -370,6 +482,11 @@ class Core:
     def due_ms(self) -> int | None:
         """When `feed` has something to tell even if nothing happens until then (a Tick will do); None: not known."""
         return self._now_ms if self._waiting else self._joins.due_ms
+
+    @property
+    def untold_since_ms(self) -> int | None:
+        """When the oldest of the copies arrived that are known, but were too many to be told yet; None: all are told."""
+        return self._waiting[0][0].at_ms if self._waiting else None
 
     @property
     def state_changed(self) -> bool:
@@ -415,4 +532,5 @@ class Core:
     def counts(self) -> dict[str, int]:
         """Events by code, and how much is remembered, for `status`."""
         kept = {"processes": len(self._people), "reads": len(self._joins.reads), "waiting": len(self._waiting)}
+        kept |= {"ways": len(self._ways), "copies": len(self._lineage)}
         return dict(self._counts) | kept

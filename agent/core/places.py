@@ -4,6 +4,8 @@ Owns: the protected directories as configured, and a cache by directory, as file
 know what happens at a place. From `pipeline` (a fact's path) to `pipeline`; mounts are asked of `media`.
 """
 
+from collections.abc import Iterator
+
 from msgspec import Struct
 
 from agent.core.media import Media, Mount
@@ -59,6 +61,15 @@ class Places:
     def root(self, path: str) -> ProtectedDir | None:
         """The protected directory at exactly this path."""
         return self._by_path.get(path)
+
+    def shown(self, mount: str, lies_on: str) -> Iterator[tuple[str, str, ProtectedDir]]:
+        """(path there, path here, protected directory) for each protected directory of which a part shows at `mount`, where the
+        content of the directory `lies_on` (which ends in "/") is shown once more."""
+        for under, root in self._deepest_first:
+            if lies_on.startswith(under):
+                yield mount, lies_on, root
+            elif under.startswith(lies_on):
+                yield f"{mount.rstrip('/')}/{under[len(lies_on) :]}", under, root
 
     def is_protected(self, path: str) -> bool:
         """Whether a file is protected where it is."""

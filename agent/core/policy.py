@@ -21,6 +21,8 @@ AT_MOUNT = AT_ATTACH | {"optical", "reader"}
 """Kinds that are one once they hold something: an empty drive or card reader carries nothing."""
 BAD = frozenset({"unapproved", "expired", "revoked"})
 _MOST_TOLD = 500
+STAGED_TOGETHER_MS = 600_000
+"""Staged copies that leave within this time of each other, by one person and to one place, are one finding."""
 NewUid = Callable[[], str]
 
 
@@ -51,6 +53,26 @@ def copied_out_severity(decision: Decision, require_approval: bool) -> int:
 def attached_severity(decision: Decision, require_approval: bool) -> int:
     """Severity of `medium.attached`."""
     return LOW if decision == "approved" or (require_approval and decision in BAD) else INFO
+
+
+def staged_severity(copied_out: int) -> int:
+    """Severity of `copy.staged`, by that of the `file.copied_out` it rests on: a detour is worse than the way it took."""
+    return HIGH if copied_out >= MEDIUM else MEDIUM
+
+
+class StagedOut:
+    """Which detours were told: copies that one person takes to one place, one after the other, are one finding."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], int] = {}
+
+    def news(self, person: str, where: str, at_ms: int) -> bool:
+        """Whether a staged copy that left now is a finding of its own, and not one more of those just told."""
+        before = self._told.pop((person, where), None)
+        self._told[(person, where)] = at_ms
+        if len(self._told) > _MOST_TOLD:
+            del self._told[next(iter(self._told))]
+        return before is None or not 0 <= at_ms - before <= STAGED_TOGETHER_MS
 
 
 class Unapproved:

@@ -71,6 +71,12 @@ class Read(Struct, gc=False, eq=False):
         return ""
 
     @property
+    def names(self) -> list[str]:
+        """All names and copies by which it was reached, first to last."""
+        via = self.via
+        return [via] if via else []
+
+    @property
     def size(self) -> int | None:
         """Bytes, if they could be looked up."""
         return None if self.stat is None else self.stat[0]
@@ -102,10 +108,28 @@ class ReadElsewhere(Read, gc=False, eq=False):
         return self.folder.path + self.name
 
 
+class ReadStaged(ReadElsewhere, gc=False, eq=False):
+    """A protected file in a copy of it that was opened; `chain`: the copies that this copy was made of, `told` its event."""
+
+    chain: tuple[str, ...] = ()
+    told: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """All copies by which it was reached, first to last."""
+        return [*self.chain, self.via]
+
+
 def read_of(path: str, root: str, size: int | None, at_ms: int) -> Read:
     """A protected file by itself, as if it had been read: one that was renamed or linked onto a medium."""
     folder, slash, name = path.rpartition("/")
     return Read(Folder(folder + slash, root), name, (size, None), (0, at_ms), (0, at_ms))
+
+
+def read_elsewhere(path: str, origin: str, root: str, size: int | None, at_ms: int) -> Read:
+    """The same of a protected file that lies outside, at `path`."""
+    folder, slash, name = path.rpartition("/")
+    return ReadElsewhere(Folder(folder + slash, root), name, (size, None), (0, at_ms), (0, at_ms), True, origin)
 
 
 _Ordered = dict[Read, None]
@@ -198,6 +222,13 @@ class ReadsOf:
         known.last = moment
         known.stat = stat
         self._index(known)
+
+    def clock_set(self, by_ms: int, now_ms: int) -> None:
+        """See `Reads.clock_set`."""
+        for _, names in self._places.values():
+            for read in names.values():
+                read.since = read.since[0], min(read.since[1] + by_ms, now_ms)
+                read.last = read.last[0], min(read.last[1] + by_ms, now_ms)
 
     # -- once somebody asks --------------------------------------------------------------------------------------------
 
@@ -356,6 +387,11 @@ class Reads:
         if gone is not None:
             self._count -= gone.count
             self._latest = -1
+
+    def clock_set(self, by_ms: int, now_ms: int) -> None:
+        """The wall clock was set: what was read a moment ago stays so. Reads after that, of which we hear late, are of now."""
+        for of in self._of.values():
+            of.clock_set(by_ms, now_ms)
 
     def everyone(self) -> Iterator[tuple[int, ReadsOf]]:
         """The reads of every process, the most recently active first."""

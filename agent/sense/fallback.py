@@ -58,6 +58,7 @@ class Fallback(FileSystemEventHandler):
         self._which: dict[str, tuple[int, int]] = {}
         self._media: set[str] = set()
         self._failed: dict[str, str] = {}
+        self.behind = False
         self._writing: dict[str, bytes] = {}
         self._wrote: dict[bytes, int] = {}
         self._observer = InotifyObserver()

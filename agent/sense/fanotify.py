@@ -17,15 +17,16 @@ Paths given are as the os module has them, paths inside raw bytes; facts carry `
 
 import os
 import select
+import time
 from collections.abc import Callable, Iterator
 
-from agent.contract.event import path_text
+from agent.contract.event import path_bytes, path_text
 from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, Moved, Opened
-from agent.sense import SensorError, kernel
+from agent.sense import SensorError, fusemount, kernel
 from agent.sense.fanotify_events import FIRST as _FIRST
 from agent.sense.fanotify_events import FIXED, Names, heads, names
 from agent.sense.looking import Growing, Sweep, found, links, lstat
-from agent.sense.marks import Marks, Seen, real
+from agent.sense.marks import Marks, Seen, key_of, real
 from agent.sense.paths import Paths
 
 _CACHED = 4096
@@ -35,7 +36,9 @@ _TOO_LONG = 4096  # PATH_MAX
 _NAMELESS = 256
 _SAY_MOVED_MS = 5_000  # longer than a tick of the daemon, which asks for `coverage`
 _READ_BYTES = 1 << 18
-_READS = 16  # buffers in one drain, so that a storm can't keep the daemon from its other sensors
+_MOST_FINISHED = 2_048
+_READS = 16  # buffers in one drain, and
+_ENOUGH_S = 0.3  # how long it goes on at most, so that a storm can't keep the daemon from its other sensors
 
 OnPid = Callable[[int], None]
 _Folder = tuple[bytes, str, bool]
@@ -47,7 +50,7 @@ _DFID_NAME, _FID = kernel.FAN_EVENT_INFO_TYPE_DFID_NAME, kernel.FAN_EVENT_INFO_T
 
 class Fanotify:
     """A Sensor. `want_sizes`: of what a program opens after it wrote to a medium, look up size and inode. `ignore`: pids whose
-    events are nobody's business."""
+    events are nobody's business. `behind`: the last `drain` left something in the kernel's queue."""
 
     def __init__(self) -> None:
         flags = kernel.FAN_CLASS_NOTIF | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
@@ -60,9 +63,10 @@ class Fanotify:
         self._poll = select.epoll()
         self._poll.register(self._group, select.EPOLLIN)
         self._poll.register(self._plain, select.EPOLLIN)
-        self.want_sizes = False
+        self.want_sizes = self.behind = False
         self.ignore = {os.getpid()}
-        self._marks = Marks(self._group, self._plain)
+        self._marks = Marks(self._group, self._plain, lambda: kernel.fanotify_init(flags | kernel.FAN_REPORT_DFID_NAME_TARGET))
+        self._apart: list[int] = []
         self._paths = Paths(self._marks)
         self._folders: dict[bytes, _Folder] = {}
         self._writers: dict[int, None] = {}
@@ -79,11 +83,13 @@ class Fanotify:
         """Watch a protected directory with all below it, on its own file system. Raises SensorError if it can't be."""
         if self._marks.add_tree(path):
             self._folders.clear()
+            self._listen_apart()
 
     def watch_medium(self, mount: str, alone: bool) -> None:
         """Watch what is written below `mount`. `alone`: the file system there is the medium's own. Raises SensorError."""
         if self._marks.add_medium(mount, alone):
             self._folders.clear()
+            self._listen_apart()
 
     def unwatch(self, mount: str) -> None:
         """Forget a medium or a tree; its marks go too, unless the kernel took them at unmount."""
@@ -96,6 +102,28 @@ class Fanotify:
     def follow(self, path: str) -> bool:
         """Watch one file under any name, wherever it goes on its file system; False if that can't be."""
         return self._marks.mark_file(os.fsencode(path))
+
+    @property
+    def marks(self) -> Marks:
+        """Where the marks lie, for `arming.py`."""
+        return self._marks
+
+    @property
+    def paths(self) -> Paths:
+        """The way from a handle to a path, for `arming.py`."""
+        return self._paths
+
+    def follow_staged(self, key: bytes, path: str, now_ms: int) -> Iterator[Fact]:
+        """Watch a copy of protected content, the file `key`, last known at `path`: Moved if it lies elsewhere by now, Deleted
+        if it is gone (another file may have its path) or can't be watched."""
+        raw = path_bytes(path)
+        if key_of(raw) != key:
+            looked = self._paths.look(key)
+            raw = looked[0] if looked is not None and looked[1].st_nlink else b""
+            if raw:
+                yield Moved(at_ms=now_ms, pid=0, key=key, path=path_text(raw), old_path="")
+        if not raw or not self._marks.mark_staged(raw):
+            yield Deleted(at_ms=now_ms, pid=0, key=key, path="")
 
     # -- the sensor ---------------------------------------------------------------------------------------------------
 
@@ -110,25 +138,56 @@ class Fanotify:
         at while they are there; for every buffer anew, so remember whom you have looked at.
         """
         yield from links(self._marks, now_ms)
+        self.behind = True
+        finished = self._read_finished(now_ms, on_pid)  # before the others are read: what was read for them is told by then
+        enough = time.monotonic() + _ENOUGH_S
         for _ in range(_READS):
+            if time.monotonic() >= enough:
+                break
             try:
                 buffer = os.read(self._group, _READ_BYTES)
             except BlockingIOError:
+                self.behind = False
                 break
+            yield from self._read_apart(now_ms, on_pid)  # what was read there, before what was written meanwhile
             yield from self._facts(buffer, now_ms, on_pid)
-        for _ in range(_READS):
+        yield from self._read_apart(now_ms, on_pid)
+        yield from finished
+        if len(finished) >= _MOST_FINISHED:
+            self.behind = True
+        if not self.behind:
+            self._drained_ms = now_ms
+        inside, self._inside = self._inside, []
+        for pid, seen in inside:  # last, for what is in the queue by now is older than our look
+            yield from found(seen, now_ms, pid, 0, self._told)
+        self._told.clear()
+
+    def _read_finished(self, now_ms: int, on_pid: OnPid | None) -> list[Fact]:
+        """What the descriptor group has to tell."""
+        told: list[Fact] = []
+        while len(told) < _MOST_FINISHED:
             try:
                 buffer = os.read(self._plain, 4096)
             except BlockingIOError:
                 break
             except OSError:
                 continue  # the file could not be opened for us (a FUSE server is gone); the event is spent
-            yield from self._finished(buffer, now_ms, on_pid)
-        self._drained_ms = now_ms
-        inside, self._inside = self._inside, []
-        for pid, seen in inside:  # last, for what is in the queue by now is older than our look
-            yield from found(seen, now_ms, pid, 0, self._told)
-        self._told.clear()
+            told += self._finished(buffer, now_ms, on_pid)
+        return told
+
+    def _read_apart(self, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
+        """What groups of single file systems have to tell."""
+        for group in self._apart:
+            try:
+                yield from self._facts(os.read(group, _READ_BYTES), now_ms, on_pid)
+            except BlockingIOError:
+                continue
+
+    def _listen_apart(self) -> None:
+        for group in self._marks.apart:
+            if group not in self._apart:
+                self._apart.append(group)
+                self._poll.register(group, select.EPOLLIN)
 
     def grown(self, now_ms: int) -> Iterator[Fact]:
         """How large the files are that were made on a medium and are not closed yet; only those that grew."""
@@ -193,8 +252,8 @@ class Fanotify:
         """Closing a group drops its marks and what is unread."""
         if self._group >= 0:
             self._poll.close()
-            os.close(self._group)
-            os.close(self._plain)
+            for group in (self._group, self._plain, *self._apart):
+                os.close(group)
             self._group = self._plain = -1
 
     # -- from records to facts ----------------------------------------------------------------------------------------
@@ -282,8 +341,14 @@ class Fanotify:
 
     def _rarely(self, mask: int, pid: int, told: Names, now_ms: int) -> Iterator[Fact]:
         if mask & _SELF:
-            self._went_away(told.dir or told.target, now_ms)
+            handle = told.dir or told.target
+            if handle in self._marks.replaced or any(root.handle == handle for root in self._marks.roots.values()):
+                self._went_away(handle, now_ms)
+            elif told.target and not mask & kernel.FAN_ONDIR:
+                yield from self._staged_moved(mask, pid, told.target, now_ms)
             mask &= ~_SELF
+            if not mask:
+                return
         if mask & kernel.FAN_ONDIR:
             if mask & ~(kernel.FAN_OPEN | kernel.FAN_ONDIR | kernel.FAN_DELETE):
                 yield from self._directory(mask, pid, told, now_ms)
@@ -300,6 +365,14 @@ class Fanotify:
         for root in self._marks.roots.values():
             if root.handle == handle:
                 self._moved[root.path] = now_ms
+
+    def _staged_moved(self, mask: int, pid: int, key: bytes, now_ms: int) -> Iterator[Fact]:
+        """A file that is watched by itself was renamed, or is gone for good."""
+        looked = self._paths.look(key)
+        if looked is None or not looked[1].st_nlink:
+            yield Deleted(at_ms=now_ms, pid=pid, key=key, path="")
+        elif mask & kernel.FAN_MOVE_SELF and looked[0] and self._marks.root_of(looked[0]) is None:  # else its directory tells
+            yield Moved(at_ms=now_ms, pid=pid, key=key, path=path_text(looked[0]), old_path="", size=looked[1].st_size)
 
     def _folder(self, handle: bytes) -> _Folder:
         """A directory by its handle: its path with "/" at the end, raw and as text, and whether it lies on a medium."""
@@ -412,10 +485,7 @@ class Fanotify:
                 continue
             try:
                 if pid not in self.ignore:
-                    link = b"/proc/self/fd/%d" % fd
-                    raw, size = os.readlink(link), os.fstat(fd).st_size
-                    key = kernel.file_key(link, follow=True)
-                    closed.append(Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=size))
+                    closed.append(_finished_by(pid, fd, now_ms))
             except OSError:
                 self._paths.unresolved += 1
             finally:
@@ -442,6 +512,20 @@ class Fanotify:
     def _forget_paths(self) -> None:
         self._paths.forget()
         self._folders.clear()
+
+
+def _finished_by(pid: int, fd: int, now_ms: int) -> Closed:
+    """What was closed, by a descriptor of it. Raises OSError."""
+    link = b"/proc/self/fd/%d" % fd
+    raw = os.readlink(link)
+    try:
+        size = os.fstat(fd).st_size
+    except PermissionError:  # another user's FUSE mount
+        with fusemount.as_owner(fusemount.owner_of(fd)):
+            size, key = os.fstat(fd).st_size, kernel.file_key(link, follow=True)
+    else:
+        key = kernel.file_key(link, follow=True)
+    return Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=size)
 
 
 def _is_at(path: bytes, seen: os.stat_result) -> bool:

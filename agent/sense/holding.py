@@ -1,8 +1,9 @@
 """The small process that holds opens on media while it looks who opens: a program of its own, started by `holder.py`.
 
-Owns: one fanotify permission group (FAN_OPEN_PERM, file-system marks), the answer to each event, and the look at the
-opener's /proc in between. Every open is allowed. It runs apart from the agent so that whoever is held never waits for the
-agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing, keeps no file.
+Owns: one fanotify permission group (FAN_OPEN_PERM; a mark on each medium's file system, or on every directory of a plain
+folder that plays one), the answer to each event, and the look at the opener's /proc in between. Every open is allowed. It
+runs apart from the agent so that whoever is held never waits for the agent's GIL, locks, disk or name service; so it opens
+nothing on a marked file system, logs nothing, keeps no file.
 
 How long somebody waits: a pid is looked at once a second at most; a look ends after 10 ms of work (it takes 0.2) and is
 done in real time (SCHED_FIFO), so that a busy machine does not prolong it. A process that opens many files at once (more
@@ -12,8 +13,9 @@ a little later (99 % of the time early enough), so what is at risk is the argv o
 millisecond in that fifth of a second.
 
 Spoken with the parent over a SOCK_SEQPACKET pair, one marshalled tuple a message. From it: ("watch", mount),
-("unwatch", mount). To it: ("ping", lost), ("seen", [looks]), ("watched", mount, errno or 0), and at the start ("refused",
-errno) where the kernel has no permission events, ("unhurried",) where it may not run in real time.
+("unwatch", mount), ("folders", [directories], gone), ("tripwire", order, paths) for `tripwire.py`. To it: ("ping", lost),
+("seen", [looks]), ("watched", mount, errno or 0), ("tripped", trips), ("disarmed", trips, refused), and at the start
+("refused", errno) where the kernel has no permission events, ("unhurried",) where it may not run in real time.
 """
 
 import errno
@@ -23,6 +25,7 @@ import select
 import time
 
 from agent.sense import kernel, procfs
+from agent.sense.tripwire import Tripwire
 
 BUDGET_S = 0.01
 REMEMBER_S = 1.0
@@ -31,6 +34,8 @@ PING_S = 0.5
 _GROUP_MAX = 16
 _KNOWN_MAX = 4096
 _MARK = kernel.FAN_MARK_FILESYSTEM
+_IGNORED = _MARK | kernel.FAN_MARK_IGNORED_MASK | kernel.FAN_MARK_IGNORED_SURV_MODIFY
+_FOLDER = kernel.FAN_MARK_ONLYDIR | kernel.FAN_MARK_DONT_FOLLOW
 _SIGKILL = 9
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing, like socket and signal, costs half a megabyte each
@@ -40,14 +45,20 @@ if TYPE_CHECKING:  # typing, like socket and signal, costs half a megabyte each
 
 
 class Holding:
-    """The permission group and what is remembered of pids. `to_agent` is the socket's descriptor, non-blocking."""
+    """The permission group and what is remembered of pids. `to_agent` is the socket's descriptor, non-blocking.
 
-    def __init__(self, to_agent: int) -> None:
+    `writes` is the agent's group for writes elsewhere, -1: no tripwire is wanted.
+    """
+
+    def __init__(self, to_agent: int, writes: int = -1) -> None:
         self._agent = to_agent
+        self._tripwire = Tripwire(writes) if writes >= 0 else None
         flags = kernel.FAN_CLASS_CONTENT | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
         self._group = kernel.fanotify_init(flags | kernel.FAN_UNLIMITED_QUEUE | kernel.FAN_UNLIMITED_MARKS)
         self._mounts: dict[bytes, int] = {}
+        self._folders: dict[bytes, int] = {}
         self._looked: dict[int, float] = {}
+        self._near: dict[int, float] = {}
         self._holds: dict[int, tuple[float, int]] = {}
         self._suspended_until = 0.0
         self._lost = 0
@@ -58,11 +69,15 @@ class Holding:
         poll = select.poll()
         poll.register(self._group, select.POLLIN)
         poll.register(self._agent, select.POLLIN)
+        if self._tripwire is not None:
+            poll.register(self._tripwire.group, select.POLLIN)
         next_ping = 0.0
         while True:
             now = time.monotonic()
             wait_until = min(next_ping, self._suspended_until) if self._suspended_until else next_ping
             ready = dict(poll.poll(max(0.0, wait_until - now) * 1000))
+            if self._tripwire is not None and self._tripwire.group in ready and self._tripwire.answer(self._tripped_by):
+                self._send(("tripped", self._tripwire.trips))
             if self._group in ready:
                 self._answer()
             if self._agent in ready and not self._obey():
@@ -105,10 +120,16 @@ class Holding:
                 os.write(self._group, kernel.FAN_RESPONSE.pack(fd, kernel.FAN_ALLOW))
             self._count(pid, now)
 
+    def _tripped_by(self, pid: int) -> None:
+        """The first who opens a protected file: of a pipeline the other stages are known by this look."""
+        if pid not in self._own and (learned := self._look(pid, time.monotonic())):
+            self._send(("seen", learned))
+
     def _look(self, pid: int, now: float) -> "list[Seen]":
         """The opener, and the pipes of its parent, siblings and children in the same process group."""
         if len(self._looked) >= _KNOWN_MAX:
             self._looked.clear()
+            self._near.clear()
         self._looked[pid] = now
         deadline = time.thread_time() + BUDGET_S  # of our own work: on a busy machine the wall clock runs on without us
         opener = procfs.look(pid)
@@ -117,16 +138,19 @@ class Holding:
         learned = [plain(opener)]
         ppid, pgrp = opener.stat.ppid, opener.stat.pgrp
         if not opener.pipes:
-            return learned  # nobody can hold the other end
-        kin = [ppid, *procfs.children(ppid), *procfs.children(pid)]
+            return learned  # nobody near can hold the other end
+        siblings = procfs.children(ppid) if any(opener.ends) else []  # sockets alone: does the parent hold the same?
+        here = siblings.index(pid) if pid in siblings else len(siblings)
+        kin = [ppid, *_nearest(siblings, here), *procfs.children(pid)] if siblings else [ppid]
         for other in kin[:_GROUP_MAX]:
             if time.thread_time() >= deadline:
                 break
             seen = procfs.stat(other) if other > 1 and other != pid else None
-            if seen is not None and seen.pgrp == pgrp and now - self._looked.get(other, 0.0) >= REMEMBER_S:
+            lately = max(self._looked.get(other, 0.0), self._near.get(other, 0.0))
+            if seen is not None and seen.pgrp == pgrp and now - lately >= REMEMBER_S:
                 near = procfs.look(other, 16)
                 if near is not None:
-                    self._looked[other] = now
+                    self._near[other] = now  # not `_looked`: it may become another program before it opens something
                     learned.append(plain(near))
         return learned
 
@@ -138,15 +162,24 @@ class Holding:
             self._holds.clear()
         self._holds[pid] = since, holds + 1
         if holds + 1 > STORM_HOLDS and not self._suspended_until:
-            for mount in list(self._mounts):
-                self._mark(kernel.FAN_MARK_REMOVE, mount)
+            self._lift(True)
             self._suspended_until = now + SUSPEND_S
             self._holds.clear()
 
     def _resume(self) -> None:
         self._suspended_until = 0.0
+        self._lift(False)
+
+    def _lift(self, lifted: bool) -> None:
+        """Take the marks of media off, or put them on again; of folders, which may have thousands, ignore what they tell."""
         for mount in list(self._mounts):
-            self._mark(kernel.FAN_MARK_ADD, mount)
+            self._mark(kernel.FAN_MARK_REMOVE if lifted else kernel.FAN_MARK_ADD, mount)
+        for folder in {dev: folder for folder, dev in self._folders.items()}.values():
+            try:
+                action = kernel.FAN_MARK_ADD if lifted else kernel.FAN_MARK_REMOVE
+                kernel.fanotify_mark(self._group, action | _IGNORED, kernel.FAN_OPEN_PERM, folder)
+            except OSError:
+                continue  # the folder is gone, and its marks with it
 
     def _mark(self, action: int, mount: bytes) -> int:
         try:
@@ -165,7 +198,12 @@ class Holding:
         if not message:
             return False
         order, mount, dev = marshal.loads(message)  # noqa: S302 (from our own parent, over a private socket)
-        if order == "watch":
+        if order == "tripwire":
+            if self._tripwire is not None and (said := self._tripwire.obey(mount, dev)) is not None:
+                self._send(said)
+        elif order == "folders":
+            self._hold_folders(mount, dev)
+        elif order == "watch":
             self._mounts[mount] = dev
             code = self._mark(kernel.FAN_MARK_ADD, mount)
             if code:
@@ -176,6 +214,20 @@ class Holding:
             del self._mounts[mount]
         return True
 
+    def _hold_folders(self, folders: "list[bytes]", gone: bool) -> None:
+        """Directories of a plain folder that plays a medium: only what is opened right in them is held."""
+        action = kernel.FAN_MARK_REMOVE if gone else kernel.FAN_MARK_ADD
+        for folder in folders:
+            try:
+                dev = os.stat(folder).st_dev  # noqa: PTH116 (raw bytes)
+                kernel.fanotify_mark(self._group, action | _FOLDER, kernel.FAN_OPEN_PERM | kernel.FAN_EVENT_ON_CHILD, folder)
+                self._folders[folder] = dev
+            except OSError as error:
+                if not gone and error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    self._send(("watched", folder, error.errno or errno.EIO))
+            if gone:
+                self._folders.pop(folder, None)
+
     def _send(self, message: "tuple[Any, ...]") -> bool:
         try:
             os.write(self._agent, marshal.dumps(message))
@@ -185,13 +237,19 @@ class Holding:
         return True
 
 
+def _nearest(siblings: "list[int]", here: int) -> "list[int]":
+    """Those forked next to the one at `here` first: the stages of a pipeline are."""
+    return [siblings[at] for at in sorted(range(len(siblings)), key=lambda at: abs(at - here))]
+
+
 def plain(look: procfs.Look) -> "Seen":
-    """A look as marshal can carry it: (pid, start, ppid, uid, loginuid, session, exe, argv, pipes, files)."""
+    """A look as marshal can carry it, for `holder.process`."""
     stat = look.stat
-    return (stat.pid, stat.start, stat.ppid, look.uid, look.loginuid, look.session, look.exe, look.argv, look.pipes, look.files)
+    who = (stat.pid, stat.start, stat.ppid, look.uid, look.loginuid, look.session, look.exe, look.argv)
+    return (look.at_ns, *who, look.pipes, look.ends, look.blind, look.files)
 
 
-def main(to_agent: int, agent_pid: int) -> None:
+def main(to_agent: int, agent_pid: int, writes: int = -1) -> None:
     """Run on an inherited socket until the agent is gone."""
     kernel.die_with_parent(_SIGKILL)
     if os.getppid() != agent_pid:
@@ -201,7 +259,7 @@ def main(to_agent: int, agent_pid: int) -> None:
     except OSError:
         os.write(to_agent, marshal.dumps(("unhurried",)))  # RLIMIT_RTPRIO is 0 here
     try:
-        holding = Holding(to_agent)
+        holding = Holding(to_agent, writes)
     except OSError as error:
         os.write(to_agent, marshal.dumps(("refused", error.errno)))
         return

@@ -23,12 +23,12 @@ FAN_REPORT_DFID_NAME_TARGET = FAN_REPORT_FID | FAN_REPORT_DIR_FID | FAN_REPORT_N
 
 # fanotify_mark(2): what to do
 FAN_MARK_ADD, FAN_MARK_REMOVE, FAN_MARK_DONT_FOLLOW, FAN_MARK_ONLYDIR = 0x1, 0x2, 0x4, 0x8
-FAN_MARK_FILESYSTEM = 0x100
+FAN_MARK_IGNORED_MASK, FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_FLUSH, FAN_MARK_FILESYSTEM = 0x20, 0x40, 0x80, 0x100
 
 # fanotify_mark(2): events
 FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE, FAN_OPEN = 0x2, 0x4, 0x8, 0x20
 FAN_CREATE, FAN_DELETE, FAN_DELETE_SELF, FAN_MOVE_SELF = 0x100, 0x200, 0x400, 0x800
-FAN_Q_OVERFLOW, FAN_OPEN_PERM = 0x4000, 0x10000
+FAN_OPEN_EXEC, FAN_Q_OVERFLOW, FAN_OPEN_PERM = 0x1000, 0x4000, 0x10000
 FAN_EVENT_ON_CHILD, FAN_RENAME, FAN_ONDIR = 0x08000000, 0x10000000, 0x40000000  # FAN_RENAME: Linux 5.17
 
 FAN_ALLOW = 0x1
@@ -58,6 +58,8 @@ NO_HANDLES = (errno.EXDEV, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW)
 _MAX_HANDLE_SZ = 128
 _HANDLE = struct.Struct("=Ii")  # handle_bytes handle_type
 PR_SET_PDEATHSIG = 1
+AT_SYMLINK_NOFOLLOW, STATX_BTIME = 0x100, 0x800
+_STATX_SIZE, _STX_BTIME = 256, 80  # struct statx, and where its stx_btime lies
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
@@ -73,6 +75,7 @@ _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.inotify_init1.argtypes = (ctypes.c_int,)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _libc.inotify_rm_watch.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -118,6 +121,16 @@ def identity_handle(path: bytes, flags: int = 0, dir_fd: int = AT_FDCWD) -> byte
 def open_by_handle_at(mount_fd: int, handle: bytes, flags: int = os.O_PATH) -> int:
     """A descriptor on the file `handle` names, in the mount `mount_fd` is open on. ESTALE: the file is gone."""
     return _checked(_libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC))
+
+
+def birth_ms(path: bytes) -> int | None:
+    """When the file at `path` was made, ms since 1970 UTC (statx(2) stx_btime); None if its file system does not keep that."""
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BTIME, found) < 0:
+        return None
+    (told,) = struct.unpack_from("=I", found)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, _STX_BTIME)
+    return seconds * 1000 + nanoseconds // 1_000_000 if told & STATX_BTIME else None
 
 
 def fsid(path: bytes | int) -> bytes:

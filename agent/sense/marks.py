@@ -10,9 +10,10 @@ Directories are marked through an open descriptor, before they are listed, so th
 told or found. Symbolic links are never followed, file systems mounted below never entered.
 """
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from agent.contract.event import path_text
@@ -25,7 +26,9 @@ _SELF = kernel.FAN_MOVE_SELF | kernel.FAN_DELETE_SELF
 _FOLDER = _WRITES | _DIRS
 _FILESYSTEM = _WRITES | kernel.FAN_ONDIR
 _FILE = kernel.FAN_OPEN | kernel.FAN_CLOSE_WRITE | kernel.FAN_ATTRIB
+_STAGED = _FILE | _SELF
 _SYSTEM = (b"/", b"/usr", b"/var", b"/etc", b"/home", b"/boot", b"/dev", b"/run")
+_STRONG = b"/dev"  # a tmpfs or devtmpfs everywhere
 _SEARCH_MAX = 200_000
 _LINKS_MAX = 100_000
 _FRESH_MAX = 20_000
@@ -68,19 +71,27 @@ class Root:
 class Marks:
     """The marks of two groups: `group` tells handles and names, `plain` descriptors. `count` is of marks put and not taken.
 
-    `kept`: fsid and handle of a directory → its path, where the kernel will not tell the path (`Root.opaque`).
+    `kept`: fsid and handle of a directory → its path, where the kernel will not tell the path (`Root.opaque`), or of a medium.
     `replaced`: by handle, protected directories in whose place there is another one now; they are protected all the same.
     `fresh_links`: key and file of each protected file that a search found to have several names; whoever reads it empties it.
+    `another` opens one more group, for a file system that may share none (`apart`).
+    `systems`: by fsid, where other file systems are on which a handle may be asked for; marked or not is not known here.
+    `on_mark` is called with each directory and file of protected content that is marked (True: unmarked) by its path,
+    `on_folder` with each directory of a plain folder that plays a medium.
     """
 
-    def __init__(self, group: int, plain: int) -> None:
-        self._group, self._plain = group, plain
+    def __init__(self, group: int, plain: int, another: Callable[[], int]) -> None:
+        self._group, self._plain, self._another = group, plain, another
+        self._apart: dict[int, int] = {}
         self.roots: dict[bytes, Root] = {}
         self.replaced: dict[bytes, Root] = {}
         self.count = 0
         self.cut: set[bytes] = set()
         self.kept: dict[bytes, bytes] = {}
         self.fresh_links: list[tuple[bytes, Seen]] = []
+        self.systems: dict[bytes, bytes] = {}
+        self.on_mark: Callable[[bytes, bool], None] = lambda path, gone: None
+        self.on_folder: Callable[[bytes, bool], None] = lambda path, gone: None
         self._linked: set[bytes] = set()
 
     def add_tree(self, path: str) -> bool:
@@ -90,6 +101,7 @@ class Marks:
         if known and (known.handle, known.medium) == (root.handle, False):
             return False
         try:
+            self._keep_apart(root)
             self.search(root, root.path)
         except OSError as error:
             raise SensorError(f"{path}: can't be watched ({error.strerror}); protect a directory on a local disk") from None
@@ -114,6 +126,7 @@ class Marks:
             if alone:
                 self._mark_filesystem(root)
             else:
+                self._keep_apart(root)
                 self.search(root, root.path)
         except OSError as error:
             raise SensorError(f"{mount}: can't be watched ({error.strerror}); copies to it will not be seen") from None
@@ -160,12 +173,35 @@ class Marks:
 
     def mark_file(self, path: bytes) -> bool:
         """Mark one file, so that it is seen under any name and wherever it is moved on its file system; False if refused."""
+        return self._mark_one(path, _FILE)
+
+    def mark_staged(self, path: bytes) -> bool:
+        """Mark a copy of protected content: as `mark_file`, and told when it is renamed or gone."""
+        return self._mark_one(path, _STAGED)
+
+    def _mark_one(self, path: bytes, mask: int) -> bool:
         try:
-            kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_DONT_FOLLOW, _FILE, path)
+            group = self._apart.get(os.lstat(path).st_dev, self._group) if self._apart else self._group
+            kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_DONT_FOLLOW, mask, path)
         except OSError:
             return False
         self.count += 1
+        self.on_mark(path, False)
         return True
+
+    @property
+    def apart(self) -> list[int]:
+        """Groups of file systems that may share none."""
+        return list(self._apart.values())
+
+    def again(self) -> Iterator[None]:
+        """Go through all protected trees once more, marking (and telling `on_mark`); one step a directory."""
+        for root in [root for root in self.roots.values() if not root.medium]:
+            try:
+                for _ in self.visit(root, root.path, again=True):
+                    yield
+            except OSError:
+                continue  # the root is gone; the daemon waits for it
 
     def mark_link(self, key: bytes, path: bytes, seen: os.stat_result) -> bool:
         """Mark a file of a protected tree that has several names; True if that is new to us."""
@@ -219,7 +255,9 @@ class Marks:
                 return [], []
             if root.way == "directories":
                 action = kernel.FAN_MARK_REMOVE if remove else kernel.FAN_MARK_ADD
-                kernel.fanotify_mark(self._group, action | kernel.FAN_MARK_ONLYDIR, root.mask(folder), None, fd)
+                group = self._apart.get(root.dev, self._group)
+                kernel.fanotify_mark(group, action | kernel.FAN_MARK_ONLYDIR, root.mask(folder), None, fd)
+                (self.on_folder if root.medium else self.on_mark)(folder, remove)
             if root.opaque and not remove:
                 self.kept[root.fsid + kernel.identity_handle(b"", kernel.AT_EMPTY_PATH, fd)] = folder
             below: list[bytes] = []
@@ -244,6 +282,8 @@ class Marks:
         try:
             kernel.fanotify_mark(self._group, add, _FILESYSTEM, root.path)
             root.way = "filesystem"
+            if self.kept.get(root.handle) not in self.roots:  # known without opening anything on what may be ejected now
+                self.kept[root.handle] = root.path
         except OSError as error:
             if error.errno not in kernel.NO_HANDLES:
                 raise
@@ -251,6 +291,22 @@ class Marks:
             kernel.fanotify_mark(self._plain, add, kernel.FAN_CLOSE_WRITE, root.path)
             root.way = "descriptors"
         self.count += 1
+
+    def _keep_apart(self, root: Root) -> None:
+        """Give a btrfs subvolume or a FUSE file system a group of its own: since Linux 6.8 no group may hold marks of such a
+        one (its file-system id is "weak") and of any other besides. Raises OSError if there can be no more groups."""
+        if root.dev in self._apart:
+            return
+        group, mask = self._another(), kernel.FAN_DELETE_SELF
+        try:
+            kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_ONLYDIR, mask, _STRONG)
+            kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_ONLYDIR, mask, root.path)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                kernel.fanotify_mark(group, kernel.FAN_MARK_REMOVE | kernel.FAN_MARK_ONLYDIR, mask, _STRONG)
+                self._apart[root.dev] = group
+        if root.dev not in self._apart:
+            os.close(group)
 
     def _taken(self) -> set[int]:
         return system_devices() | {root.dev for root in self.roots.values() if not root.medium}

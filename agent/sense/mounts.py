@@ -1,4 +1,4 @@
-# ruff: noqa: PTH116, PTH123
+# ruff: noqa: PTH116, PTH120, PTH123, PTH208
 # (paths are raw bytes here, and pathlib knows only text)
 """Which file systems are mounted where: /proc/PID/mountinfo, proc(5).
 
@@ -7,8 +7,9 @@ udev's database). Pure kernel file systems (proc, cgroup …) are passed over. M
 
 How to wait for change: register `fileno()` with `Mounts.EVENTS` (POLLPRI; POLLERR comes by itself), not POLLIN, which is
 always true; each return of poll(2) takes the news with it, so call `drain` every time.
-Mounts made inside another mount namespace tell us nothing; `also(pid)` looks there. Such a mount can be marked through
-/proc/PID/root + its path, while that process or another one of its namespace lives; a file-system mark stays after that.
+Mounts made inside another mount namespace tell us nothing; `also(pid)` looks there, `elsewhere` looks again. Such a mount is
+reached through /proc/PID/root + its path while that process lives; so the eldest of its namespace is taken. Nothing is kept
+open: a descriptor of /proc/PID/mountinfo would keep the namespace, and its media, from going.
 """
 
 import os
@@ -20,12 +21,16 @@ from typing import NamedTuple
 
 from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Mounted, Unmounted
-from agent.sense import SensorError
+from agent.sense import SensorError, procfs
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _KERNEL_ONLY = {
     *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs", "fusectl"),
     *("hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs"),
+}
+_NOT_LOCAL = {
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "coda", "ocfs2", "gfs2", "lustre", "davfs", "virtiofs"),
+    *("overlay", "aufs", "unionfs", "ramfs", "rootfs"),
 }
 _LABEL = (b"E:ID_FS_UUID=", b"E:ID_FS_LABEL=")
 _LABEL_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
@@ -79,6 +84,7 @@ class Mounts:
             raise SensorError(f"{proc}/self/mountinfo: {error.strerror}; mount /proc") from None
         self._namespace = self._mnt_ns("self")
         self._known: dict[int, dict[int, Mount]] = {}
+        self._inside: dict[int, int] = {}
         self._cold = True
 
     def fileno(self) -> int:
@@ -92,26 +98,91 @@ class Mounts:
         self._cold = False
 
     def also(self, pid: int, now_ms: int) -> Iterator[Fact]:
-        """Block devices that `pid` sees mounted and we do not; nothing if it lives in our mount namespace, or is gone."""
+        """Block devices, and views by FUSE, that `pid` sees mounted and we do not; nothing if it lives in our namespace."""
         namespace = self._mnt_ns(str(pid))
         if namespace in (0, self._namespace):
             return
+        if self._mnt_ns(str(self._inside.get(namespace, 0))) != namespace:
+            yield from self._differ(namespace, {}, now_ms)  # they were reached by a process that is gone
+            self._inside[namespace] = self.eldest(pid)
+        yield from self._look_inside(namespace, now_ms)
+
+    def foreign(self, pid: int) -> bool:
+        """Whether a process lives in another mount namespace."""
+        return self._mnt_ns(str(pid)) not in (0, self._namespace)
+
+    def eldest(self, pid: int) -> int:
+        """The forefather of `pid` that lives in the same mount namespace: what a container lives as long as."""
+        namespace = self._mnt_ns(str(pid))
+        while (seen := procfs.stat(pid)) is not None and self._mnt_ns(str(seen.ppid)) == namespace:
+            pid = seen.ppid
+        return pid
+
+    def elsewhere(self, now_ms: int) -> Iterator[Fact]:
+        """What changed in the other namespaces that are known, and Unmounted for what was mounted in those that ended."""
+        for namespace, pid in list(self._inside.items()):
+            if self._mnt_ns(str(pid)) == namespace:
+                yield from self._look_inside(namespace, now_ms)
+                continue
+            had = bool(self._known.get(namespace))
+            yield from self._differ(namespace, {}, now_ms)
+            del self._inside[namespace], self._known[namespace]
+            if had and (heir := self._somebody(namespace)):
+                yield from self.also(heir, now_ms)
+
+    def _look_inside(self, namespace: int, now_ms: int) -> Iterator[Fact]:
         try:
-            with open(f"{self._proc}/{pid}/mountinfo", "rb") as file:
+            with open(f"{self._proc}/{self._inside[namespace]}/mountinfo", "rb") as file:
                 there = parse(file.read())
         except OSError:
             return
         ours = {mount.dev for mount in self._known.get(0, {}).values()}
-        block = {
-            m.mount_id: m for m in there if m.fs not in _KERNEL_ONLY and m.source.startswith(b"/dev/") and m.dev not in ours
-        }
+        new = {m.mount_id: m for m in there if m.fs not in _KERNEL_ONLY and m.dev not in ours}
+        block = {number: m for number, m in new.items() if m.source.startswith(b"/dev/") or shown(m)}
         yield from self._differ(namespace, block, now_ms)
+
+    def _somebody(self, namespace: int) -> int:
+        """Any process of a namespace; 0 if there is none."""
+        pids = (name for name in os.listdir(self._proc) if name.isdigit())
+        return next((int(name) for name in pids if self._mnt_ns(name) == namespace), 0)
 
     def mount_at(self, path: str) -> tuple[str, bool] | None:
         """(file system, read-only) if one is mounted right at `path`; else None. Looks anew."""
         raw = os.path.realpath(os.fsencode(path))
         here = [mount for mount in parse(self._read()) if mount.mount == raw]
         return (here[-1].fs, here[-1].read_only) if here else None
+
+    def local(self, media: list[str], read_only: bool = False) -> list[bytes]:
+        """One mount point each of the file systems on this machine that can be written to (`read_only`: others too), but for
+        those of `media`.
+
+        Those of other machines and those in user space are left out (what lies below a FUSE file system is seen, and asking
+        one can take for ever), and overlays, whose files are those of the file system below.
+        """
+        away = {os.fsencode(path) for path in media}
+        mounts = list(self._known.get(0, {}).values())
+        taken = {mount.dev for mount in mounts if mount.mount in away}
+        found: dict[str, bytes] = {}
+        for mount in mounts:
+            if (mount.read_only and not read_only) or mount.dev in taken or mount.fs.startswith("fuse") or mount.fs in _NOT_LOCAL:
+                continue
+            known = found.get(mount.dev)
+            if known is None or len(mount.mount) < len(known):
+                found[mount.dev] = mount.mount
+        return sorted(found.values())
+
+    def views(self, paths: list[str]) -> list[str]:
+        """Where FUSE servers show one of these directories, or a part of it, once more."""
+        found = []
+        for mount in self._known.get(0, {}).values():
+            lies_on, at = shown(mount), mount.mount.rstrip(b"/")
+            for path in paths if lies_on else ():
+                raw = os.fsencode(path) + b"/"
+                if lies_on.startswith(raw):
+                    found.append(os.fsdecode(mount.mount))
+                elif raw.startswith(lies_on):
+                    found.append(os.fsdecode(at + b"/" + raw[len(lies_on) : -1]))
+        return list(dict.fromkeys(found))
 
     def coverage(self, now_ms: int) -> Coverage:
         """Always whole for our own namespace."""
@@ -137,6 +208,7 @@ class Mounts:
     def _mounted(self, mount: Mount, namespace: int, now_ms: int) -> Mounted:
         dev = block_device(mount)
         uuid, label = file_system_names(dev)
+        below = shown(mount) or image_below(f"/sys/dev/block/{dev}")
         return Mounted(
             at_ms=now_ms,
             mount_id=mount.mount_id,
@@ -149,6 +221,8 @@ class Mounts:
             label=label,
             read_only=mount.read_only,
             namespace=namespace,
+            reach=f"{self._proc}/{self._inside[namespace]}/root{path_text(mount.mount)}" if namespace else "",
+            lies_on=path_text(below),
             cold=self._cold,
         )
 
@@ -177,6 +251,33 @@ def block_device(mount: Mount) -> str:
         if stat.S_ISBLK(node.st_mode):
             return f"{os.major(node.st_rdev)}:{os.minor(node.st_rdev)}"
     return mount.dev
+
+
+def shown(mount: Mount) -> bytes:
+    """The directory that a FUSE file system shows in another form, as its server gave it (encrypted, or as it is); empty if it
+    gave none."""
+    if mount.fs.partition(".")[0] not in ("fuse", "ecryptfs") or not mount.source.startswith(b"/"):
+        return b""
+    return mount.source.rstrip(b"/") + b"/"
+
+
+def image_below(device: str) -> bytes:
+    """The file that a block device is made of by loop(4), also under partitions, LUKS and LVM; empty if there is none.
+
+    `device` is its folder in sysfs.
+    """
+    device = os.path.realpath(device)
+    for folder in (device, os.path.dirname(device)):  # a partition's disk is the folder above
+        try:
+            with open(f"{folder}/loop/backing_file", "rb") as file:
+                return file.read().rstrip(b"\n")
+        except OSError:
+            continue
+    try:
+        below = sorted(os.listdir(f"{device}/slaves"))
+    except OSError:
+        return b""
+    return next((image for name in below if (image := image_below(f"{device}/slaves/{name}"))), b"")
 
 
 def file_system_names(dev: str, run: str = "/run/udev/data") -> tuple[str, str]:

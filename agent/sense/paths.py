@@ -11,6 +11,7 @@ Nothing stays open: a root is opened for some 20 us, or it could not be unmounte
 
 import errno
 import os
+import re
 
 from agent.contract.event import path_text
 from agent.sense import kernel
@@ -20,6 +21,8 @@ _CACHED = 4096
 _FORMER = 8192
 _STEPS_UP = 2000
 _BEYOND = "/…".encode()
+_INSIDE = re.compile(rb"/proc/\d+/root(/.*)", re.DOTALL)
+"""The way into another mount namespace; the kernel tells paths there without it"""
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -89,7 +92,25 @@ class Paths:
                 os.close(fd)
             if raw:
                 return raw, seen
-        return (b"", seen) if seen else None
+        return (b"", seen) if seen else self._elsewhere(handle)
+
+    def _elsewhere(self, handle: bytes) -> tuple[bytes, os.stat_result] | None:
+        """The same on a file system that no root lies on."""
+        path = self._marks.systems.get(handle[:8])
+        mount = _mount_at(path, handle[:8]) if path is not None else -1
+        if mount < 0:
+            return None
+        try:
+            fd = kernel.open_by_handle_at(mount, handle[8:])
+        except OSError:
+            return None
+        finally:
+            os.close(mount)
+        try:
+            seen = os.fstat(fd)
+            return _told_path(fd), seen
+        finally:
+            os.close(fd)
 
     def where(self, root: Root) -> bytes:
         """Where a protected root's own directory is now; empty if that can't be known."""
@@ -128,15 +149,18 @@ class Paths:
 
 
 def _mount_of(root: Root) -> int:
-    """A descriptor on the root's file system, by the root or, where that is gone, by what is above it; -1: not mounted."""
-    path = root.path
+    return _mount_at(root.path, root.fsid)
+
+
+def _mount_at(path: bytes, system: bytes) -> int:
+    """A descriptor on the file system `system`, by `path` or, where that is gone, by what is above it; -1: not mounted."""
     while True:
         try:
             fd = os.open(path or b"/", _FOLDER & ~os.O_PATH)
         except OSError:
             fd = -1
         if fd >= 0:
-            if kernel.fsid(fd) == root.fsid:  # else unmounted since: a handle means another file there
+            if kernel.fsid(fd) == system:  # else unmounted since: a handle means another file there
                 return fd
             os.close(fd)
         if not path or path == b"/":
@@ -144,12 +168,26 @@ def _mount_of(root: Root) -> int:
         path = path.rpartition(b"/")[0]
 
 
+def _told_path(fd: int) -> bytes:
+    """The path of an open file, empty if it has none, or too long a one."""
+    try:
+        raw = os.readlink(b"/proc/self/fd/%d" % fd)
+    except OSError:
+        return b""
+    return raw if raw.startswith(b"/") and not raw.endswith(b" (deleted)") else b""
+
+
 def _path_of(fd: int, root: Root) -> bytes:
     try:
         raw = os.readlink(b"/proc/self/fd/%d" % fd)
     except OSError as error:
         return _deepest(fd, root) if error.errno == errno.ENAMETOOLONG else b""
-    return raw if raw.startswith(b"/") and not raw.endswith(b" (deleted)") else b""
+    if not raw.startswith(b"/") or raw.endswith(b" (deleted)"):
+        return b""
+    inside = _INSIDE.match(root.path)
+    if inside is not None and (raw + b"/").startswith(inside[1].rstrip(b"/") + b"/"):
+        return root.path.rstrip(b"/") + raw[len(inside[1].rstrip(b"/")) :]
+    return raw
 
 
 def _deepest(fd: int, root: Root) -> bytes:

@@ -9,11 +9,13 @@ vanish: argv and exe go first, at exit.
 """
 
 import os
+import time
 
 from agent.sense import kernel
 
 _READ_BYTES = 65536
 _ARGV_BYTES = 16384
+_S_IFMT, _S_IFREG, _S_IFIFO = 0o170000, 0o100000, 0o010000  # the stat module would be one more in the small process
 UNSET = 4294967295
 
 
@@ -33,16 +35,20 @@ class Stat:
 
 
 class Look:
-    """All that is read of a process at once. Numbers are None, the rest is empty, where /proc did not say."""
+    """All that is read of a process at once. Numbers are None, the rest is empty, where /proc did not say. `blind`: it had
+    closed its output already, as programs do that are ending."""
 
-    __slots__ = ("argv", "exe", "files", "loginuid", "pipes", "session", "stat", "uid")
+    __slots__ = ("argv", "at_ns", "blind", "ends", "exe", "files", "loginuid", "pipes", "session", "stat", "uid")
 
-    def __init__(self, stat: Stat, exe: bytes, argv: list[bytes], descriptors: int) -> None:
+    def __init__(self, stat: Stat, exe: bytes, argv: list[bytes], descriptors: int, at_ns: int) -> None:
         base = f"/proc/{stat.pid}"
+        self.at_ns = at_ns
         self.stat, self.exe, self.argv = stat, exe, argv
         self.loginuid, self.session = number(f"{base}/loginuid"), number(f"{base}/sessionid")
         self.uid = uid(stat.pid)
-        self.pipes, self.files = held(stat.pid, descriptors)
+        ends, self.files = held(stat.pid, descriptors)
+        self.pipes, self.ends = list(ends), list(ends.values())
+        self.blind = not ends and not has_output(stat.pid)
 
 
 def parse_stat(raw: bytes) -> Stat | None:
@@ -108,28 +114,49 @@ def argv(pid: int) -> list[bytes]:
     return raw.removesuffix(b"\0").split(b"\0") if raw else []
 
 
-def held(pid: int, most: int, want_files: bool = True) -> tuple[list[int], list[HeldFile]]:
-    """(inode numbers of pipes, regular files) among the first `most` descriptors; nothing is opened."""
+def held(pid: int, most: int, want_files: bool = True) -> tuple[dict[int | str, int], list[HeldFile]]:
+    """What is among the first `most` descriptors: pipes with the ends held (1 to read, 2 to write), and regular files. A pipe
+    is its inode number, a named one `fifo:DEV:INODE`, a socket `socket:INODE` (end 0). Nothing is opened."""
     base = f"/proc/{pid}/fd"
+    pipes: dict[int | str, int] = {}
+    files: list[HeldFile] = []
     try:
         numbers = sorted(map(int, os.listdir(base)))[:most]  # noqa: PTH208
     except (OSError, ValueError):
-        return [], []
-    pipes: list[int] = []
-    files: list[HeldFile] = []
+        return pipes, files
     for fd in numbers:
         target = link(f"{base}/{fd}")
         if target.startswith(b"pipe:[") and target[6:-1].isdigit():
-            pipes.append(int(target[6:-1]))
+            pipe = int(target[6:-1])
+            pipes[pipe] = pipes.get(pipe, 0) | _ends(f"{base}/{fd}")
+        elif target.startswith(b"socket:[") and target[8:-1].isdigit():
+            pipes[f"socket:{int(target[8:-1])}"] = 0
         elif want_files and target.startswith(b"/") and not target.startswith((b"/dev/", b"/proc/", b"/memfd:")):
             try:
                 found = os.stat(f"{base}/{fd}")
-                if (found.st_mode & 0o170000) == 0o100000:
+                if (found.st_mode & _S_IFMT) == _S_IFREG:
                     key = kernel.file_key(f"{base}/{fd}".encode(), follow=True)
                     files.append((target, found.st_size, key))
+                elif (found.st_mode & _S_IFMT) == _S_IFIFO:
+                    fifo = f"fifo:{found.st_dev}:{found.st_ino}"
+                    pipes[fifo] = pipes.get(fifo, 0) | _ends(f"{base}/{fd}")
             except OSError:
                 continue  # closed meanwhile
-    return list(dict.fromkeys(pipes)), files
+    return pipes, files
+
+
+def has_output(pid: int) -> bool:
+    """Whether its standard output is open. Many programs close it as the last they do, and then the kernel all else."""
+    return link(f"/proc/{pid}/fd/1") != b""
+
+
+def _ends(descriptor: str) -> int:
+    """1: open to read, 2: to write, 3: both; proc(5): the link's own mode says so. 0 if it is closed meanwhile."""
+    try:
+        mode = os.lstat(descriptor).st_mode
+    except OSError:
+        return 0
+    return (1 if mode & 0o400 else 0) | (2 if mode & 0o200 else 0)
 
 
 def children(pid: int) -> list[int]:
@@ -138,9 +165,10 @@ def children(pid: int) -> list[int]:
 
 
 def look(pid: int, descriptors: int = 64) -> Look | None:
-    """Everything of one process, None if it is gone."""
+    """Everything of one process, None if it is gone. `at_ns` is the moment before, by CLOCK_MONOTONIC."""
+    at_ns = time.monotonic_ns()
     seen = stat(pid)
     if seen is None:
         return None
     arguments, exe = argv(pid), link(f"/proc/{pid}/exe")
-    return Look(seen, exe, arguments, descriptors)
+    return Look(seen, exe, arguments, descriptors, at_ns)

@@ -6,6 +6,7 @@ mount point is told with that mount's file system. Must not know what becomes of
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Simulated:
         self._mount_at = mount_at
         self._fd = kernel.inotify_init(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watched = False
-        self._present: dict[str, tuple[Device, Mounted]] = {}
+        self._present: dict[str, tuple[Device, Mounted | None]] = {}
         self._next_mount_id = -1
         self._cold = True
 
@@ -57,21 +58,24 @@ class Simulated:
         """Compare the directory with what was last told; also called when mounts changed."""
         now = {medium.name: medium for medium in simulate.present(self.root)}
         for name in [name for name in self._present if name not in now]:
-            device, mounted = self._present.pop(name)
-            yield Unmounted(at_ms=now_ms, mount_id=mounted.mount_id)
+            device, known = self._present.pop(name)
+            if known is not None:
+                yield Unmounted(at_ms=now_ms, mount_id=known.mount_id)
             yield Unplugged(at_ms=now_ms, id=device.id)
         for name, medium in now.items():
-            device, mounted = _device(medium), self._mounted(medium, now_ms)
+            device, mounted = _device(medium), None if medium.descriptor.device else self._mounted(medium, now_ms)
             before = self._present.get(name)
-            if before and before[0] == device and before[1].fs == mounted.fs and before[1].read_only == mounted.read_only:
+            if before and before[0] == device and _alike(before[1], mounted):
                 continue
-            mounted.mount_id, self._next_mount_id = self._next_mount_id, self._next_mount_id - 1
+            if mounted is not None:
+                mounted.mount_id, self._next_mount_id = self._next_mount_id, self._next_mount_id - 1
             self._present[name] = device, mounted
-            if before:
+            if before and before[1] is not None:
                 yield Unmounted(at_ms=now_ms, mount_id=before[1].mount_id)
             if not before or before[0] != device:
                 yield Plugged(at_ms=now_ms, device=device, cold=self._cold)
-            yield mounted
+            if mounted is not None:
+                yield mounted
         self._cold = False
 
     def coverage(self, now_ms: int) -> Coverage:
@@ -114,6 +118,32 @@ class Simulated:
         )
 
 
+def _alike(one: Mounted | None, other: Mounted | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.fs, one.read_only) == (other.fs, other.read_only)
+
+
+def _nodes(device: str) -> list[str]:
+    """The numbers of a block device, of its partitions, and of what is stacked on them (LUKS, LVM), as udev would tell them."""
+    try:
+        found = Path(device).stat() if device else None
+    except OSError:
+        return []
+    if found is None or not stat.S_ISBLK(found.st_mode):
+        return []
+    numbers: list[str] = []
+    folders = [Path(os.path.realpath(f"/sys/dev/block/{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"))]
+    for folder in folders:  # grows while it is walked
+        try:
+            numbers.append((folder / "dev").read_text().strip())
+            parts = [each for each in sorted(folder.iterdir()) if (each / "partition").exists()]
+            folders += parts + [each.resolve() for each in sorted((folder / "holders").iterdir())]
+        except OSError:
+            continue  # it went while it was looked at
+    return list(dict.fromkeys(numbers))
+
+
 def _device(medium: simulate.Medium) -> Device:
     said = medium.descriptor
     return Device(
@@ -126,7 +156,7 @@ def _device(medium: simulate.Medium) -> Device:
         vendor_id=said.vendor_id,
         product_id=said.product_id,
         interfaces=list(said.interfaces),
-        nodes=[f"sim:{medium.name}"],
+        nodes=[f"sim:{medium.name}", *_nodes(said.device)],
         removable=True,
         read_only=said.read_only,
         declared_kind=said.kind,

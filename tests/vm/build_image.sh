@@ -55,6 +55,7 @@ packages=(
     dosfstools exfatprogs ntfs-3g e2fsprogs cryptsetup-bin usbutils eject
     fuse3 mtp-tools libmtp-runtime jmtpfs gvfs-backends gvfs-fuse libglib2.0-bin udisks2 polkitd
     iproute2 iputils-ping ca-certificates nftables sudo strace rsync zip
+    gphoto2 mtools at cron sqlite3 openssl nfs-kernel-server nfs-common
 )
 initramfs="initramfs-tools lz4"
 kernel_package=linux-image-amd64
@@ -101,6 +102,7 @@ systemctl enable guestd.service systemd-networkd.service
 systemctl mask -q apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \
     e2scrub_all.timer e2scrub_reap.service systemd-networkd-wait-online.service \
     getty@tty1.service serial-getty@ttyS0.service systemd-pstore.service
+systemctl disable -q nfs-server.service nfs-client.target rpcbind.service rpcbind.socket || true  # a test starts them
 systemctl set-default -q multi-user.target
 for name in staff contractor; do
     useradd -m -N -g users -s /bin/bash -G plugdev,cdrom "$name"

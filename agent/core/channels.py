@@ -1,0 +1,141 @@
+"""Who can have handed bytes to whom: pipes, named pipes and pairs of sockets, by the ends that processes were seen to hold.
+
+Question: from which processes can this one have been fed? Owns: who was seen to hold which channel, and the way from a writer
+upstream, over any number of stages. Must not know files, media, or why somebody asks.
+
+A channel is an int (an unnamed pipe's inode number) or a word (`fifo:DEV:INODE`, `unix:INODE:INODE`, `tcp:END-END`). An end is
+READS or WRITES of a pipe, or the first or second socket of a pair (the same two bits). Bytes go from who writes to who reads,
+and between sockets from either end to the other. So who inherited the same end of a session's pipe is no stage of a
+pipeline. Where ends were not told, a pipe that an ancestor held long before, or that outlived other holders, links nobody.
+Of sockets a way takes only one: everybody is connected to a message bus.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from agent.core.entry import Entry
+from agent.core.facts import Channel
+
+READS, WRITES = 1, 2
+_CROWD = 12
+_MOST_LINKED = 256
+_OLD_PIPE_MS = 1_000
+_OVERLAP_MS = 2_000
+
+
+class Channels:
+    """`entry` answers for the living and the lately dead, `ancestors` with the parents of a pid, nearest first."""
+
+    def __init__(self, entry: Callable[[int], Entry | None], ancestors: Callable[[int], Iterable[int]]) -> None:
+        self._entry, self._ancestors = entry, ancestors
+        self._holders: dict[Channel, set[int]] = {}
+
+    def held(self, entry: Entry) -> None:
+        """Take in what a process holds now."""
+        for channel in entry.channels:
+            self._holders.setdefault(channel, set()).add(entry.process.pid)
+
+    def dropped(self, entry: Entry) -> None:
+        """A process is forgotten."""
+        for channel in entry.channels:
+            holders = self._holders.get(channel)
+            if holders is not None:
+                holders.discard(entry.process.pid)
+                if not holders:
+                    del self._holders[channel]
+
+    def upstream(self, pid: int) -> list[int]:
+        """Who can have fed `pid`, nearest first."""
+        linked: dict[int, bool] = {}
+        todo = [(pid, False)]
+        for here, by_socket in todo:
+            for other, socket in self._feeders(here, by_socket):
+                if other != pid and other not in linked and len(linked) < _MOST_LINKED:
+                    linked[other] = socket
+                    todo.append((other, by_socket or socket))
+        return list(linked)
+
+    def unfed(self, pid: int) -> bool:
+        """Whether it reads a channel of its own that nobody was seen to write to."""
+        return any(True for _ in self._lacks(pid, READS, WRITES))
+
+    def unfed_by_name(self, pid: int) -> bool:
+        """Whether such a channel is a socket or a named pipe: who writes to it may have opened it after we looked."""
+        return any(isinstance(channel, str) for channel in self._lacks(pid, READS, WRITES))
+
+    def unheard(self, pid: int) -> bool:
+        """Whether it writes to a channel of its own that nobody was seen to read."""
+        return any(True for _ in self._lacks(pid, WRITES, READS))
+
+    def _lacks(self, pid: int, own: int, missing: int) -> Iterator[Channel]:
+        entry = self._entry(pid)
+        for channel, since_ms in entry.channels.items() if entry is not None else ():
+            end, socket = self._end(pid, channel), _is_socket(channel)
+            if (end and not end & own and not socket) or self._inherited(channel, pid, since_ms):
+                continue
+            others = [self._end(other, channel) for other in self._holders.get(channel, ()) if other != pid]
+            met = [not each or not end or (_fed(end, each, True) if socket else bool(each & missing)) for each in others]
+            if not any(met) and not (socket and end == 3):
+                yield channel
+
+    def _feeders(self, here: int, by_socket: bool) -> Iterator[tuple[int, bool]]:
+        entry = self._entry(here)
+        for channel, since_ms in entry.channels.items() if entry is not None else ():
+            holders = self._holders.get(channel, set())
+            socket = _is_socket(channel)
+            if len(holders) < 2 or (socket and by_socket):
+                continue
+            end = self._end(here, channel)
+            vague = not end or any(not self._end(other, channel) for other in holders)
+            if vague and (len(holders) > _CROWD or self._inherited(channel, here, since_ms) or self._outlived(holders)):
+                continue
+            for other in sorted(holders - {here}):
+                if _fed(end, self._end(other, channel), socket) and self._overlap(here, other):
+                    yield other, socket
+
+    def _end(self, pid: int, channel: Channel) -> int:
+        entry = self._entry(pid)
+        return entry.ends.get(channel, 0) if entry is not None else 0
+
+    def _inherited(self, channel: Channel, pid: int, since_ms: int) -> bool:
+        """Whether an ancestor was seen to hold the same end well before `pid` was seen at all: then it is not its own."""
+        end = self._end(pid, channel)
+        for parent in self._ancestors(pid):
+            entry = self._entry(parent)
+            held_ms = entry.channels.get(channel) if entry is not None else None
+            if entry is not None and held_ms is not None and (_is_socket(channel) or since_ms - held_ms >= _OLD_PIPE_MS):
+                theirs = entry.ends[channel]
+                return not end or not theirs or bool(end & theirs)
+        return False
+
+    def _outlived(self, holders: set[int]) -> bool:
+        """Whether a pipe was given to a process after another of the same parent that held it had ended: it is the parent's."""
+        if len(holders) < 3:
+            return False
+        ended: dict[int, int] = {}
+        entries = [entry for holder in holders if (entry := self._entry(holder)) is not None]
+        for each in entries:
+            if each.gone_ms is not None and each.process.ppid:
+                ended[each.process.ppid] = min(each.gone_ms, ended.get(each.process.ppid, each.gone_ms))
+        return any(each.born_ms > ended.get(each.process.ppid, each.born_ms) for each in entries)
+
+    def _overlap(self, one: int, other: int) -> bool:
+        first, second = self._entry(one), self._entry(other)
+        if first is None or second is None:
+            return False
+        return not (
+            (first.gone_ms is not None and second.born_ms - first.gone_ms > _OVERLAP_MS)
+            or (second.gone_ms is not None and first.born_ms - second.gone_ms > _OVERLAP_MS)
+        )
+
+
+def _is_socket(channel: Channel) -> bool:
+    return isinstance(channel, str) and not channel.startswith("fifo:")
+
+
+def _fed(here: int, there: int, socket: bool) -> bool:
+    """Whether bytes can have gone from the end `there` to the end `here`; yes if nobody told which they are."""
+    if not here or not there:
+        return True
+    if socket:
+        return bool((here & 1 and there & 2) or (here & 2 and there & 1))
+    return bool(here & READS and there & WRITES)
