@@ -44,7 +44,11 @@ class Result(Struct):
     fix: str = ""
 
     def says(self, lang: Language) -> str:
-        """What was found."""
+        """What was found. Of what a sensor does not see the codes have words; its own sentence, if any, says why."""
+        if "blind" in self.values:
+            lacks = (", " if lang == "en" else "、").join(say(lang, code) for code in self.values["blind"])
+            why = self.values["why"]
+            return f"{lacks} ({why})" if lacks and why else lacks or why
         return say(lang, self.key, **self.values)
 
     def advice(self, lang: Language) -> str:
@@ -65,7 +69,8 @@ def _found(verdict: Verdict, subject: str, key: str, **values: Any) -> Result:
 def check(config: Config) -> list[Result]:
     """All that can be known before the agent runs, worst last."""
     agent = config.agent
-    found = [*_kernel(), *_state(agent), *_protected(agent), *_media(agent), *_sensors(), *_collector(agent), *_limits(agent)]
+    found = [*_kernel(), *_state(agent), *_protected(agent), *_media(agent), *_sensors(agent)]
+    found += [*_ways_off(agent), *_collector(agent), *_limits(agent)]
     return sorted(found, key=lambda result: ("ok", "blind", "error").index(result.verdict))
 
 
@@ -218,13 +223,15 @@ def _media(agent: Agent) -> Iterator[Result]:
             yield _found("error", "simulated_dir", "simulated_inside", path=root, tree=each.path)
 
 
-def _sensors() -> Iterator[Result]:
+def _sensors(agent: Agent) -> Iterator[Result]:
     from agent.sense import Sensor, SensorError
     from agent.sense.fanotify import Fanotify
     from agent.sense.holder import Holder
     from agent.sense.processes import Processes
     from agent.sense.sessions import Sessions
+    from agent.sense.sockets import Sockets
     from agent.sense.udev import Udev
+    from agent.sense.usbfs import Usbfs
 
     now_ms = time.time_ns() // 1_000_000
     trials: list[tuple[str, Callable[[], Sensor], str]] = [
@@ -232,8 +239,12 @@ def _sensors() -> Iterator[Result]:
         ("writers", Holder.trial, "files.fix"),
         ("processes", lambda: Processes(now_ms), "files.fix"),
         ("devices", Udev, "devices.fix"),
+        ("phones", Usbfs, "files.fix"),
         ("sessions", Sessions, "sessions.fix"),
     ]
+    if agent.ways.network == "watch":
+        trials.append(("uploads", lambda: Sockets(now_ms), "files.fix"))
+    yield from _staging(agent)
     for subject, make, fix in trials:
         try:
             sensor = make()
@@ -245,8 +256,7 @@ def _sensors() -> Iterator[Result]:
         if said.ok and not said.blind:
             yield _found("ok", subject, "sensor", sensor=said.sensor)
         else:
-            why = said.why or ", ".join(say("en", code) for code in said.blind)
-            yield Result("blind", subject, "sensor_part", {"why": why}, "" if said.ok and not said.why else fix)
+            yield Result("blind", subject, "sensor_part", {"blind": said.blind, "why": said.why}, fix if said.why else "")
     try:
         login = Path("/proc/self/loginuid").read_text().strip()
     except OSError:
@@ -254,6 +264,42 @@ def _sensors() -> Iterator[Result]:
         return
     unset = login == "4294967295" and not _sets_loginuid()
     yield _found("blind", "login user", "login_unset") if unset else _found("ok", "login user", "login")
+
+
+def _staging(agent: Agent) -> Iterator[Result]:
+    """Copies made elsewhere: on which of the file systems mounted now their making can't be watched."""
+    from agent.sense import SensorError
+    from agent.sense.arming import Arming
+    from agent.sense.fanotify import Fanotify
+    from agent.sense.mounts import Mounts
+
+    if not agent.staging.watch:
+        yield _found("blind", "copies elsewhere", "staging_off")
+        return
+    try:
+        files = Fanotify()
+    except (SensorError, OSError) as error:
+        yield Result("blind", "copies elsewhere", "sensor_refused", {"why": str(error)}, "files.fix")
+        return
+    mounts = Mounts()
+    arming = Arming(files.marks, files.paths, None, lambda _: 0, [])
+    for _ in mounts.drain(0):
+        pass  # its first look
+    arming.watch(mounts.local([]))
+    said = arming.coverage(0)
+    for sensor in (arming, mounts, files):
+        sensor.close()
+    if said.blind:
+        where = said.why.partition("; ")[2]  # before it: how many are watched, and how it was done for this trial
+        yield Result("blind", "copies elsewhere", "sensor_part", {"blind": said.blind, "why": where})
+    else:
+        yield _found("ok", "copies elsewhere", "staging_hold" if agent.staging.hold else "staging_standing")
+
+
+def _ways_off(agent: Agent) -> Iterator[Result]:
+    for way in ("network", "print", "bluetooth"):
+        if getattr(agent.ways, way) == "off":
+            yield _found("blind", f"way {way}", "way_off", way=way)
 
 
 def _sets_loginuid() -> bool:

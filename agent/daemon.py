@@ -38,10 +38,9 @@ _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
-_ENOUGH_WAITING = 2_000
-"""Events not durable yet, above which the recorder is waited for, though not for longer than PATIENCE steps at a time."""
-_STORM = 2_000
-"""Events recorded since memory was last given back, after which it is given back again once none waits."""
+_ENOUGH_WAITING = 1_000
+"""Events not durable yet (the backlog packs none so far), above which the recorder is waited for, though not for longer than PATIENCE steps at a time."""
+_GIVE_BACK_EVERY_MS = 60_000
 _LET_WRITE_S = 0.01
 _PATIENCE = 100
 
@@ -89,7 +88,7 @@ class Daemon:
         self._listener: socket.socket | None = None
         self._made: list[AnyEvent] = []
         self._config_error = ""
-        self._last_tick = self._last_summary = self._gave_back_at = 0
+        self._last_tick = self._last_summary = self._gave_back_ms = 0
         try:
             if record:
                 self._factlog = FactLog(record)
@@ -222,8 +221,8 @@ class Daemon:
             self._take(facts.Summary(at_ms=now_ms, detail=self._summary()))
         if self._reloading:
             self._reload(now_ms)
-        if self._recorder.recorded - self._gave_back_at >= _STORM and not self._recorder.waiting:
-            self._gave_back_at = self._recorder.recorded
+        if not 0 <= now_ms - self._gave_back_ms < _GIVE_BACK_EVERY_MS:
+            self._gave_back_ms = now_ms
             service.give_back()
 
     # -- from one room to the next -------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from agent.sense.mounts import Mounts
 from agent.sense.nodes import Nodes
 from agent.sense.processes import Processes
 from agent.sense.sessions import Sessions
+from agent.sense.shares import Shares
 from agent.sense.simulated import Simulated
 from agent.sense.sockets import Sockets
 from agent.sense.usbfs import Usbfs
@@ -96,7 +97,10 @@ class Senses:
         self._usbfs: Usbfs | None = None
         if self._holder is not None:
             self._usbfs = self._sensors["usbfs"] = Usbfs()
-        self.watching = Watching(self._files, self._holder, self._mounts)
+        self._shares: Shares | None = None
+        if self._holder is not None:
+            self._shares = self._sensors["shares"] = Shares()
+        self.watching = Watching(self._files, self._holder, self._mounts, self._shares)
         self.arming: Arming | None = None
         if isinstance(self._files, Fanotify) and self._staging is not None and self._staging.watch:
             holder = self._holder if self._staging.hold else None
@@ -168,7 +172,7 @@ class Senses:
             self._take_files(now_ms)  # also what came since we were woken: it was done before its medium went
         elif self._files.fileno() in ready:
             self._read_files(now_ms)  # before the process table: whoever did it may be about to end
-        elif self.arming is not None and self.arming.armed:
+        elif (self.arming is not None and self.arming.armed) or (self._shares is not None and self._shares.fileno() in ready):
             self._take_files(now_ms)
         if not self._files.behind:
             self.read_until_ms = now_ms
@@ -203,6 +207,8 @@ class Senses:
             self._take_all(self._files.sweep(now_ms))
         if self._holder is not None:
             self._holder.check(now_ms)
+        if self._shares is not None:
+            self._shares.check(now_ms)
         if now_ms - self._last_trees >= _TREES_EVERY_MS or now_ms < self._last_trees:
             self.look_for_trees(now_ms)
         self._take_standing(now_ms)
@@ -356,6 +362,8 @@ class Senses:
             take(fact)
             if type(fact) is facts.Opened:
                 readers.add(fact.pid)
+        if self._shares is not None:  # after the files that were read for it
+            self._take_all(self._shares.drain(now_ms, self._on_pid))
         if self._sockets is not None:
             for pid in readers:
                 process = self._told_process.get(pid)

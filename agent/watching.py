@@ -17,6 +17,7 @@ from agent.core.pipeline import MountWatch
 from agent.sense import SensorError, fusemount, latecomers
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
+from agent.sense.shares import Shares
 
 _SAY_REPLACED_S = 3.0
 """Longer than a tick of the daemon, which asks for `coverage`."""
@@ -41,8 +42,8 @@ class FileSensor(Protocol):
 class Watching:
     """`trees` says of each protected path whether it is watched, `media` lists the mounts that are."""
 
-    def __init__(self, files: FileSensor, holder: Holder | None, mounts: Mounts) -> None:
-        self._files, self._holder, self._mounts = files, holder, mounts
+    def __init__(self, files: FileSensor, holder: Holder | None, mounts: Mounts, shares: Shares | None = None) -> None:
+        self._files, self._holder, self._mounts, self._shares = files, holder, mounts, shares
         self.trees: dict[str, bool] = {}
         self._media: dict[tuple[int, int], str] = {}
         self._held: set[str] = set()
@@ -101,7 +102,8 @@ class Watching:
         for key in [key for key in self._media if key not in wanted]:
             mount = self._media.pop(key)
             if mount not in wanted.values():
-                self._files.unwatch(mount)
+                if self._shares is None or not self._shares.unwatch(mount):
+                    self._files.unwatch(mount)
                 self._held.discard(mount)
                 if self._holder is not None:
                     self._holder.unwatch(mount)
@@ -109,9 +111,14 @@ class Watching:
         for key, mount in wanted.items():
             if key in self._media:
                 continue
+            owner = fusemount.owner_at(os.fsencode(mount))
+            if owner is not None and (owner[0] or key in unheld) and self._shares is not None:
+                self._shares.watch(mount, owner)  # its server may never answer: it is not asked from here
+                self._media[key] = mount
+                self._held.add(mount)  # nobody can be held there, and it is not worth a wake at each exec on the machine
+                continue
             try:
-                with fusemount.as_owner(fusemount.owner_at(os.fsencode(mount))):
-                    self._mark(mount, key not in unheld)
+                self._mark(mount, key not in unheld)
             except (SensorError, OSError) as error:
                 self._failed[mount] = str(error)
                 continue

@@ -14,7 +14,7 @@ __all__ = ["WORDS", "Language", "say"]
 WORDS: dict[str, tuple[str, str]] = {
     # verdicts and headings
     "ok": ("ok", "正常"),
-    "blind": ("blind", "見えない"),
+    "blind": ("blind", "死角"),
     "error": ("ERROR", "エラー"),
     "healthy": ("healthy", "正常"),
     "degraded": ("degraded", "機能低下"),
@@ -64,18 +64,18 @@ WORDS: dict[str, tuple[str, str]] = {
         "{path} がありません。現れるまで待ちます (暗号化ホーム、自動マウント、ネットワーク共有)",
     ),
     "protect_missing.fix": ("make it, mount it, or mend the path", "作成またはマウントするか、path を直してください"),
-    "protect_unreadable": ("{path} may not be read", "{path} を読めません"),
+    "protect_unreadable": ("{path} may not be read", "{path} の読み取り権限がありません"),
     "protect_unreadable.fix": (
         "run as root; a user's FUSE mount needs -o allow_root",
         "root で実行してください。利用者の FUSE マウントには -o allow_root が要ります",
     ),
     "protect_autofs": (
         "{path} is an automount point; it is watched once it is mounted",
-        "{path} は自動マウント点です。マウントされると監視します",
+        "{path} は自動マウントポイントです。マウントされると監視します",
     ),
     "protect_network": (
         "{path} is on {fs}: what this machine does there is seen, what other clients or the server do is not",
-        "{path} は {fs} 上です。この機械の操作は見えますが、他の機械やサーバーの操作は見えません",
+        "{path} は {fs} 上です。この端末での操作は見えますが、他の端末やサーバーでの操作は見えません",
     ),
     "protect_network.fix": (
         "run an agent on the file server, too",
@@ -83,7 +83,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "protect_fuse": (
         "{path} is on {fs}: reads are seen by name at best, and the daemon behind it reads for others",
-        "{path} は {fs} 上です。読み取りは不完全にしか見えず、背後のデーモンが代わりに読みます",
+        "{path} は {fs} 上です。せいぜいファイル名しか分からず、実際に読むのは背後のデーモンです",
     ),
     "protect_fuse.fix": ("protect the directory below it", "その下の実ディレクトリを保護してください"),
     "simulated": ("{path}", "{path}"),
@@ -95,7 +95,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "simulated_inside": ("{path} lies in the protected {tree}", "{path} が保護対象 {tree} の中にあります"),
     "simulated_inside.fix": ("put it elsewhere", "別の場所に置いてください"),
     "sensor": ("seen by {sensor}", "{sensor} で監視します"),
-    "sensor_part": ("{why}", "{why}"),
     "sensor_refused": ("can't be watched here ({why})", "ここでは監視できません ({why})"),
     "files.fix": (
         "run as root (packaging/sekisho-agent.service has just what is needed)",
@@ -106,10 +105,22 @@ WORDS: dict[str, tuple[str, str]] = {
         "install systemd-logind (package libpam-systemd)",
         "systemd-logind (パッケージ libpam-systemd) を導入してください",
     ),
-    "login": ("the kernel's login uid names the person", "カーネルのログイン UID で人を特定できます"),
+    "staging_hold": (
+        "followed; watched while somebody reads protected files",
+        "追跡します。保護対象ファイルが読まれている間だけ監視します",
+    ),
+    "staging_standing": ("followed; watched all the time", "追跡します。常に監視します"),
+    "staging_off": (
+        "copies made elsewhere first are not known when they leave",
+        "別の場所にいったん複製されたものは、持ち出されても分かりません",
+    ),
+    "staging_off.fix": ("set agent.staging.watch to true", "agent.staging.watch を true にしてください"),
+    "way_off": ("what leaves by {way} is not told", "{way} による持ち出しは記録しません"),
+    "way_off.fix": ('set agent.ways.{way} to "watch"', 'agent.ways.{way} を "watch" にしてください'),
+    "login": ("the kernel's login uid names the person", "カーネルのログイン UID で操作した人を特定できます"),
     "login_absent": (
         "this kernel keeps no login uid (CONFIG_AUDIT)",
-        "このカーネルにはログイン UID がありません (CONFIG_AUDIT)",
+        "このカーネルはログイン UID を持ちません (CONFIG_AUDIT)",
     ),
     "login_absent.fix": ("boot a kernel with audit compiled in", "audit を組み込んだカーネルで起動してください"),
     "login_unset": (
@@ -123,26 +134,29 @@ WORDS: dict[str, tuple[str, str]] = {
     "collector": ("{url}", "{url}"),
     "collector_none": (
         "none is configured: events stay on this machine only",
-        "設定されていません。記録はこの機械だけに残ります",
+        "設定されていません。記録はこの端末だけに残ります",
     ),
     "collector_none.fix": ("set agent.collector.url", "agent.collector.url を設定してください"),
     "collector_ca": ("ca_file {path} is not there", "ca_file {path} がありません"),
-    "collector_ca.fix": ("copy the collector's CA certificate to it", "コレクターの CA 証明書をそこに置いてください"),
+    "collector_ca.fix": ("copy the collector's CA certificate to it", "収集サーバーの CA 証明書をそこに置いてください"),
     "collector_token": ("token_file {path} can't be read", "token_file {path} を読めません"),
-    "collector_token.fix": ("it is needed once, to enrol", "登録時に一度だけ必要です"),
+    "collector_token.fix": ("it is needed once, to enrol", "登録のときに一度だけ必要です"),
     "collector_refused": ("{url}: its certificate is refused ({why})", "{url}: 証明書を信頼できません ({why})"),
     "collector_refused.fix": ("set agent.collector.ca_file", "agent.collector.ca_file を設定してください"),
     "collector_away": (
         "{url} can't be reached ({why}); events wait in the spool",
-        "{url} に届きません ({why})。記録はスプールで待ちます",
+        "{url} に接続できません ({why})。記録はスプールに保持されます",
     ),
     "collector_away.fix": (
         "start the collector, or mend the address or the firewall",
-        "コレクターを起動するか、アドレスやファイアウォールを直してください",
+        "収集サーバーを起動するか、アドレスやファイアウォールの設定を直してください",
     ),
-    "mode": ("{mode} acts as observe in this version", "{mode} はこの版では observe として動作します"),
+    "mode": ("{mode} acts as observe in this version", "このバージョンでは {mode} は observe として動作します"),
     "mode.fix": ("set agent.mode to observe", "agent.mode を observe にしてください"),
-    "limit_none": ("no limit is set: no burst or drip is found", "上限がないため、大量・少量ずつの持ち出しを検知しません"),
+    "limit_none": (
+        "no limit is set: no burst or drip is found",
+        "上限がないため、大量の持ち出しや少量ずつの持ち出しを検知しません",
+    ),
     "limit_none.fix": ("remove `limit = []` for the defaults", "`limit = []` を消すと既定値になります"),
     # status
     "status.head": (
@@ -158,8 +172,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "{events} events, {kib} KiB, {waiting} not durable yet",
         "{events} 件、{kib} KiB、未書き込み {waiting} 件",
     ),
-    "status.collector": ("collector", "コレクター"),
-    "status.no_collector": ("none configured: events stay on this machine", "設定なし。記録はこの機械に残ります"),
+    "status.collector": ("collector", "収集サーバー"),
+    "status.no_collector": ("none configured: events stay on this machine", "設定なし。記録はこの端末に残ります"),
     "status.receipt": (
         "{url}: receipt for event {seq} at {at}, {backlog} to send",
         "{url}: {at} に記録 {seq} まで受領済み、未送信 {backlog} 件",

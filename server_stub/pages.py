@@ -26,7 +26,7 @@ and this version ({VERSION}) has no console to sign in to.</p>
 <code>sekisho-collector tail -f --url https://… --token …</code>; an administrator makes tokens with
 <code>sekisho-collector token create --role viewer</code>.</p>
 <p lang="ja">ここは Sekisho の収集サーバーです。
-記録を見るには、この機械で <code>sekisho-collector tail -f</code> を実行してください。</p>
+記録を見るには、このサーバーで <code>sekisho-collector tail -f</code> を実行してください。</p>
 </html>
 """
 

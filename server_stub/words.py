@@ -23,7 +23,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "key": ("KEY", "キー"),
     "label": ("LABEL", "ラベル"),
     "last_heard": ("LAST HEARD", "最終受信"),
-    "machine": ("MACHINE", "機械"),
+    "machine": ("MACHINE", "端末"),
     "made": ("MADE", "作成"),
     "medium": ("MEDIUM", "媒体"),
     "note": ("NOTE", "メモ"),
@@ -54,14 +54,14 @@ WORDS: dict[str, tuple[str, str]] = {
     # verify
     "whole": (
         "whole: {events} of {lines} events in full, {machines} machines, log {origin} at size {size}",
-        "健全: {lines} 件中 {events} 件の内容あり、機械 {machines} 台、ログ {origin} (サイズ {size})",
+        "改ざんなし: {lines} 件中 {events} 件の内容あり、端末 {machines} 台、ログ {origin} (サイズ {size})",
     ),
     "part": ("chosen by: {filter}", "抽出条件: {filter}"),
     "key_given": ("key: the one you gave", "鍵: 指定されたもの"),
     "key_bundle": (
         "key: taken from the bundle itself ({key}): this shows that the bundle agrees with itself, not who made it; give the"
         " collector's key with --key",
-        "鍵: このファイル自身に入っていたもの ({key})。ファイル内の整合は示しますが、作成者は示しません。"
+        "鍵: このファイル自身に入っていたもの ({key})。内容に矛盾がないことは示しますが、誰が作ったかは示しません。"
         "収集サーバーの鍵を --key で指定してください",
     ),
     "compared": ("held against older checkpoints of size: {sizes}", "以前のチェックポイントと照合済み (サイズ: {sizes})"),

@@ -206,7 +206,7 @@ def test_tables_speak_the_language_of_their_reader(collector: Collector) -> None
         heads, others = one.splitlines()[0], other.splitlines()[0]
         assert heads.isascii() and not others.isascii()
     assert "which person, which program" in english[0] and "blind" in english[0]
-    assert "どの人か、どのプログラムか" in japanese[0] and "死角あり" in japanese[0]
+    assert "操作した人、操作したプログラム" in japanese[0] and "死角あり" in japanese[0]
     assert run(collector, "query", "-o", "csv", LC_ALL="ja_JP.UTF-8")[0].splitlines()[0].startswith("time,severity")
 
 

@@ -51,6 +51,7 @@ EDGE_HELPERS = {
     "connects",
     "handles",
     "fusemount",
+    "sharing",
     "interest",
     "likeness",
     "tripwire",

@@ -4,6 +4,7 @@ import os
 import struct
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,6 +77,24 @@ def test_what_the_kernel_would_write_is_read_back(name: bytes, folder: bytes, ta
     assert told.name == name
     assert told.dir == struct.pack("=QIi", 7, len(folder), 1) + folder
     assert told.target == struct.pack("=QIi", 7, len(target), 1) + target
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("master:1", "shared:1", True),  # a unit with PrivateMounts=
+        ("shared:9 master:1", "shared:1", True),
+        ("master:1", "shared:2", False),
+        ("master:1", "", False),
+        ("", "", False),
+    ],
+)
+def test_a_units_own_view_of_the_mounts_follows_the_machines(ours: str, theirs: str, same: bool) -> None:
+    def mountinfo(optional: str) -> bytes:
+        fields = ["43 42 254:0 / / rw,relatime", *optional.split(), "- ext4 /dev/vda rw"]
+        return f"44 43 0:21 / /proc rw shared:7 - proc proc rw\n{' '.join(fields)}\n".encode()
+
+    assert mounts.follows(mountinfo(ours), mountinfo(theirs)) is same
 
 
 def test_recorded_mountinfo_keeps_blanks_and_backslashes() -> None:

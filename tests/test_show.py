@@ -155,7 +155,7 @@ def test_losses_and_blindness_are_told_in_japanese_too() -> None:
         "3 件欠落 (2014-06-09 17:00:00 から 2014-06-09 17:00:05 まで): ディスクが一杯でした"
     )
     detail = {"sensor": "inotify", "ok": False, "blind": ["process", "login_user"]}
-    assert said("agent.sensors", "ja", detail=detail) == "inotify: 見えないもの: どのプログラムか、どの人か"
+    assert said("agent.sensors", "ja", detail=detail) == "inotify: 見えないもの: 操作したプログラム、操作した人"
 
 
 def test_every_code_that_operations_explains_has_words() -> None:

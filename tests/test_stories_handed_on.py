@@ -246,3 +246,58 @@ def test_a_program_that_made_an_archive_and_then_writes_its_own(ws):
         python.create(f"{ws.stick}/{number}.txt").close(f"{ws.stick}/{number}.txt", size)
     ws.wait(1)
     assert len(ws.all("file.copied_out")) == 1
+
+
+# -- by which end, and when it began ---------------------------------------------------------------------------------------
+
+
+def test_the_way_of_the_bytes_goes_from_who_writes_a_named_pipe_to_who_reads_it(ws):
+    ws.run("cat", pipes=["fifo:64:9"], ends=[2]).read("a.csv")
+    ws.run("gzip", pipes=["fifo:64:9"], ends=[1]).create(f"{ws.stick}/x.gz").close(f"{ws.stick}/x.gz", 270_000)
+    event = ws.wait(1).only("file.copied_out")
+    assert event.link == "pipeline" and event.confidence > 0.7
+
+
+def test_two_sockets_of_a_pair_hand_on_and_one_socket_held_twice_does_not(ws):
+    ws.run("client", pipes=["unix:7:8"], ends=[1]).read("a.csv")
+    ws.run("other", pipes=["unix:7:8"], ends=[1]).create(f"{ws.stick}/y").close(f"{ws.stick}/y", 270_000)
+    ws.wait(1).none("file.copied_out")
+    ws.run("server", pipes=["unix:7:8"], ends=[2]).create(f"{ws.stick}/x").close(f"{ws.stick}/x", 270_000)
+    assert ws.wait(1).only("file.copied_out").link == "pipeline"
+
+
+def test_who_writes_to_the_same_output_pipe_of_a_session_is_no_stage(ws):
+    """Everything that a supervisor starts writes into its pipe; none of it reads there."""
+    ws.run("grep", pipes=[66], ends=[2]).read("a.csv")
+    ws.run("sort", pipes=[66], ends=[2]).create(f"{ws.stick}/x").close(f"{ws.stick}/x", 270_000)
+    ws.wait(1).none("file.copied_out")
+
+
+def test_a_stage_that_had_ended_before_the_next_was_forked(ws):
+    """A busy machine: the shell comes to fork gzip when tar is done; the pipe keeps what tar wrote."""
+    shell = ws.run("sh")
+    tar = shell.child("", known="cached", began_ms=ws.now - 300, ended_ms=ws.now - 200).read("a.csv")
+    gzip = shell.child("/usr/bin/gzip", pipes=[7], ends=[1], began_ms=ws.now - 100)
+    gzip.create(f"{ws.stick}/x.gz").close(f"{ws.stick}/x.gz", 270_000)
+    tar.end()
+    assert ws.wait(1).only("file.copied_out").link == "pipeline"
+
+
+def test_an_agent_that_comes_late_to_the_files(ws):
+    """It is told of the processes, and comes to read of their files 800 ms later."""
+    shell = ws.run("sh")
+    gzip = shell.child("/usr/bin/gzip", pipes=[7], ends=[1], began_ms=ws.now)
+    tar = shell.child("", known="cached", began_ms=ws.now)
+    ws.now += 800
+    tar.read("a.csv")
+    gzip.create(f"{ws.stick}/x.gz").close(f"{ws.stick}/x.gz", 270_000)
+    assert ws.wait(1).only("file.copied_out").link == "pipeline"
+
+
+def test_a_command_before_it_in_a_script_fed_nobody(ws):
+    """`grep … customers; sort other > x`: they follow each other, and share no pipe."""
+    shell = ws.run("sh")
+    shell.child("", known="cached", began_ms=ws.now - 500, ended_ms=ws.now - 300).read("a.csv").end()
+    sort = shell.child("/usr/bin/sort", began_ms=ws.now - 100)
+    sort.create(f"{ws.stick}/x").close(f"{ws.stick}/x", 270_000)
+    ws.wait(1).none("file.copied_out")

@@ -469,7 +469,9 @@ def test_customers_on_any_file_system_are_watched(
     as_person(f"tar c -C {agent.protected} {folder.name} | gzip > {stick.path}/all.tgz")
 
     def piped() -> set[str]:
-        return {ours(event)["protected"]["rel"] for event in agent.events("file.copied_out") if ours(event)["link"] == "pipeline"}
+        return {
+            ours(event)["protected"]["rel"] for event in agent.events("file.copied_out") if ours(event)["link"] == "pipeline"
+        }
 
     packed = {str(source.relative_to(agent.protected)) for source in (there_before, made_later)}
     until(lambda: piped() == packed, lambda: f"told through a pipe: {sorted(piped())}")

@@ -73,6 +73,8 @@ class Channels:
             if (end and not end & own and not socket) or self._inherited(channel, pid, since_ms):
                 continue
             others = [self._end(other, channel) for other in self._holders.get(channel, ()) if other != pid]
+            if socket and any(each & end for each in others):
+                continue  # they inherited it from somebody
             met = [not each or not end or (_fed(end, each, True) if socket else bool(each & missing)) for each in others]
             if not any(met) and not (socket and end == 3):
                 yield channel

@@ -15,9 +15,9 @@ _MAX_CHANNELS = 64
 
 class Entry:
     """`encoded` is room for whoever writes the process as JSON, emptied when it changed. `channels`: since when each was seen;
-    `ends`: which ends (bits, 0: not told)."""
+    `ends`: which ends (bits, 0: not told). `taken`: the list of open files that was taken for read already."""
 
-    __slots__ = ("channels", "encoded", "ends", "files", "first_ms", "gone_ms", "process", "seen_ms")
+    __slots__ = ("channels", "encoded", "ends", "files", "first_ms", "gone_ms", "process", "seen_ms", "taken")
 
     def __init__(self, process: Process, at_ms: int) -> None:
         self.process = process
@@ -27,6 +27,7 @@ class Entry:
         self.ends: dict[Channel, int] = {}
         self.files: list[OpenFile] = process.files
         self.encoded: object = None
+        self.taken: object = None
         self.hold(process, at_ms)
 
     def hold(self, process: Process, at_ms: int) -> None:

@@ -161,8 +161,8 @@ class Compared(Fact):
     """What a file elsewhere has in common with the protected files it may be a copy of, as the core wanted.
 
     `key` and `path` are the file's, by its present name; `size` its bytes now. `alike`: "same" (bytes of theirs are in it),
-    "packed" (no bytes that repeat, and as many as theirs have when packed or encrypted), "other" (neither), "unknown" (they
-    can't be read any more), "gone" (it can't).
+    "part" (it is one piece of the only one, byte for byte), "packed" (no bytes that repeat, and as many as theirs have when
+    packed or encrypted), "other" (neither), "unknown" (they can't be read any more), "gone" (it can't).
     """
 
     key: bytes

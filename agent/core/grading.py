@@ -2,10 +2,9 @@
 
 Question: what is in there? Owns: what links a destination to protected reads: by process, by pipeline (kin that shares a
 pipe, an ancestor, children that inherited the destination), by time where nobody knows the writer; each with its
-confidence; and of which reads a size must be
-looked up for that (`wanted`, answered by Sized facts), as only few of all that is read is ever written. Must not know when a
-file has settled (`joins`), events, approvals or limits. The ways and the innocent doings that the rules were measured on:
-docs/limits.md.
+confidence; and of which reads a size must be looked up for that (`wanted`, answered by Sized facts), as only few of all that
+is read is ever written. Must not know when a file has settled (`joins`), how pieces add up (`pieces`), events, approvals or
+limits. The ways and the innocent doings that the rules were measured on: docs/limits.md.
 
 In this order: name and size; explained by an unprotected file of that size that the writer holds, unless what was read
 explains it as well; size alone; a container or transformation of all that was read meanwhile, if enough bytes arrived, in this
@@ -18,46 +17,28 @@ from itertools import chain, islice, takewhile
 from typing import NamedTuple
 
 from agent.contract.codes import Link
-from agent.core.facts import FileFact, OpenFile, Sized
-from agent.core.media import Mount
+from agent.core.dest import Dest, Left
+from agent.core.facts import OpenFile, Sized
 from agent.core.people import Entry, People
+from agent.core.pieces import TINY, Pieces
 from agent.core.reads import GONE, Read, Reads, ReadsOf
 
+__all__ = ["Dest", "Grading", "Left"]
+
 _GRACE_MS = 2_000
-_UNSEEN_START_MS = 600_000
 _EARLIER_MS = 900_000
 _TIME_MS = 900_000
 _TIME_ALONE_MS = 10_000
 _LEAST_SHARE = 0.05
 """Less than this of what was read, and it was not the content that left (a count, a checksum, a log line)."""
-_TINY = 256
 _STARTED_MS = 500
 """A process and the file that it writes to are told in either order."""
 _UNTOLD_MS = 10_000
-_PIECES_MS = 60_000
-_MOST_WRITERS = 4_096
 _TOLD_LATE_MS = 300
 """The kernel's queues are read one after the other: what was read for a file by another process may be told after it"""
-_ENCODED = 1.4
-"""Base64 makes four bytes of three, with line ends a little more."""
 _SEARCHED = 64
 _MOST_EARLIER = 256
 _ASK_AT_ONCE = 4_000
-_TELL_NO_BEGINNING = ("exfat", "fuse", "btrfs")
-"""File systems of which the kernel tells finished writes only (they have no file handles, or not for all of it)."""
-
-
-class Left(NamedTuple):
-    """One protected source that left: `bytes` None if no size was ever seen."""
-
-    read: Read
-    bytes: int | None
-    link: Link
-    confidence: float
-    pid: int = 0
-    """Who read it, if that is not the writer"""
-
-
 _Near = tuple[Read, Link, int, float]
 """A read in question, what links it, the pid of its reader if that is not the writer, and how sure it can be at best"""
 
@@ -68,89 +49,6 @@ class _Kin(NamedTuple):
     pid: int
     of: ReadsOf
     most: float
-
-
-class _Source:
-    """A source that is being cut in pieces: `given` bytes were found in pieces, `counted` of them told as left."""
-
-    __slots__ = ("counted", "given", "left")
-
-    def __init__(self, left: Left, given: int, counted: int) -> None:
-        self.left, self.given, self.counted = left, given, counted
-
-
-class _Pieces:
-    """What one writer wrote to one medium lately, file by file: `bytes` in all, and what of its reads was found in it."""
-
-    __slots__ = ("bytes", "equal", "last_ms", "size", "sources")
-
-    def __init__(self) -> None:
-        self.bytes = self.last_ms = self.size = self.equal = 0
-        self.sources: list[_Source] = []
-
-
-class Dest:
-    """A file on a medium, or (`mount` None) elsewhere on the machine, from its first sight to its settling. `begun`: it was told when it was made; `before`: its size
-    when it arrived the last time, if that was lately."""
-
-    __slots__ = (
-        "at_ms",
-        "before",
-        "begun",
-        "closed_order",
-        "due_ms",
-        "files",
-        "first_ms",
-        "first_order",
-        "found",
-        "key",
-        "maker",
-        "mount",
-        "named",
-        "names",
-        "path",
-        "pid",
-        "ripe",
-        "seen_ms",
-        "size",
-    )
-
-    def __init__(self, fact: FileFact, mount: Mount | None, order: int, begun: bool) -> None:
-        path = fact.path
-        self.key, self.mount, self.path, self.pid = fact.key, mount, path, fact.pid
-        name = path[path.rfind("/") + 1 :]
-        self.maker, self.seen_ms = fact.pid, fact.at_ms
-        self.names = [name]
-        self.named = (fact.pid, name)
-        self.first_ms = fact.at_ms if begun else fact.at_ms - _UNSEEN_START_MS
-        self.at_ms = self.due_ms = fact.at_ms
-        self.first_order = self.closed_order = order
-        self.size: int | None = None
-        self.begun = begun
-        self.before: int | None = None
-        self.files: list[OpenFile] = []
-        self.found = self.ripe = False
-
-    @property
-    def medium(self) -> str:
-        """The medium it is on; empty if it lies elsewhere on the machine."""
-        return self.mount.medium.id if self.mount is not None else ""
-
-    @property
-    def base(self) -> int:
-        """Bytes that may have been there before."""
-        return self.before if self.before is not None and self.before < (self.size or 0) else 0
-
-    @property
-    def appended(self) -> bool:
-        """Whether it was there before, and nobody knows how large: a line may have been added, or all written anew."""
-        untold = self.mount is not None and self.mount.fs.startswith(_TELL_NO_BEGINNING)
-        return not self.begun and self.before is None and not self.found and not untold
-
-    def renamed(self, path: str) -> None:
-        """It has another name now."""
-        self.path = path
-        self.names.insert(0, path[path.rfind("/") + 1 :])
 
 
 class Grading:
@@ -166,7 +64,8 @@ class Grading:
         self.wanted: list[str] = []
         """Paths of which Sized facts are wanted"""
         self._asked: dict[str, list[tuple[int, Read]]] = {}
-        self._pieces: dict[tuple[int, str], _Pieces] = {}
+        self._pieces = Pieces()
+        self.wrote, self.disproved = self._pieces.wrote, self._pieces.disproved
 
     # -- sizes that must be known --------------------------------------------------------------------------------------
 
@@ -258,7 +157,7 @@ class Grading:
         for each in kin:
             if got := self._same_size(dest, each.of, "pipeline", each):
                 return got
-        if got := self._contained(dest, own, kin) or self._another_piece(dest):
+        if got := self._contained(dest, own, kin) or self._pieces.another(dest):
             return got
         return self._by_time(dest) if dest.found or not dest.pid else []
 
@@ -273,6 +172,10 @@ class Grading:
                     return [self._one(dest, (named or fresh)[0], link, min(most, sure if named else 0.5), pid)]  # type: ignore[arg-type]
             link, sure = "pipeline", 0.7
         return []
+
+    def near(self, dest: Dest) -> Iterator[Read]:
+        """All reads that can be in a file: what was opened meanwhile by its writer and by who can have handed it on."""
+        return (read for read, *_ in self._near(dest, self._own(dest), self._kin(dest)))
 
     def _own(self, dest: Dest) -> ReadsOf | None:
         return self.reads.of(dest.pid) if dest.pid else None
@@ -385,8 +288,7 @@ class Grading:
     def _contained(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> list[Left]:
         """tar, zip, gpg, cat a b: all that was read while the file was written, if enough arrived to hold it."""
         size, total, known, earlier = dest.size or 0, 0, True, False
-        pieces = self._pieces.get((dest.pid, dest.medium))
-        written = size if pieces is None else max(size, pieces.bytes)
+        written = self._pieces.written(dest)
         got: dict[str, _Near] = {}
         near = self._near(dest, own, kin)
         first = next(near, None)
@@ -400,7 +302,7 @@ class Grading:
                 return [self._one(dest, read, link, min(0.7, most), pid)]  # a plain copy that was cut off
             got[opened] = (read, link, pid, most)
             total, known = total + (read.size or 0), known and read.size is not None
-            if written < _LEAST_SHARE * total or (size <= _TINY and size < 0.8 * total):
+            if written < _LEAST_SHARE * total or (size <= TINY and size < 0.8 * total):
                 return []  # and it can only become more; so a search is either short or uses up what it found
         if not got or size <= 0:
             return []
@@ -419,45 +321,7 @@ class Grading:
         for read, link, pid, most in reversed(got.values()):
             via = "lineage" if read.via and link == "process" else link
             out.append(Left(read, read.size, via, min(most, sure if link == "process" else round(sure - 0.05, 2)), pid))
-        if pieces is not None and share < 0.8:
-            pieces.sources = [_Source(each, 0, 0 if piece else each.bytes or 0) for each in out]
-            pieces.size, pieces.equal = size, 0
-            found = self._another_piece(dest)
-            return found if piece else out
-        return out
-
-    def wrote(self, dest: Dest) -> None:
-        """A file that is no plain copy was closed: what one writer cuts in pieces is only much in all."""
-        size = dest.size or 0
-        if size <= _TINY or not dest.pid or any(each.size == size for each in dest.files):
-            return
-        at = (dest.pid, dest.medium)
-        pieces = self._pieces.pop(at, None)
-        if pieces is None or not 0 <= dest.at_ms - pieces.last_ms <= _PIECES_MS:
-            pieces = _Pieces()
-        self._pieces[at] = pieces
-        pieces.bytes, pieces.last_ms = pieces.bytes + size, dest.at_ms
-        if len(self._pieces) > _MOST_WRITERS:
-            del self._pieces[next(iter(self._pieces))]
-
-    def _another_piece(self, dest: Dest) -> list[Left]:
-        """A further piece of what was found in pieces of the same size just before (the last one is smaller), source by
-        source: its bytes count as far as those of the source were not counted yet."""
-        pieces, rest = self._pieces.get((dest.pid, dest.medium)), dest.size or 0
-        if pieces is None or not pieces.sources or rest <= _TINY:
-            return []
-        if rest != pieces.size and (rest > pieces.size or pieces.equal < 2):
-            return []
-        pieces.equal += 1
-        out = []
-        for source in pieces.sources:
-            size = source.left.bytes or 0
-            take = min(rest, int(size * _ENCODED) - source.given)
-            if take > 0:
-                counts = min(take, size - source.counted)
-                source.given, source.counted, rest = source.given + take, source.counted + counts, rest - take
-                out.append(source.left._replace(bytes=counts, confidence=min(source.left.confidence, 0.5)))
-        return out
+        return self._pieces.found(dest, out, piece) if share < 0.8 else out
 
     def _near(self, dest: Dest, own: ReadsOf | None, kin: list[_Kin]) -> "Iterator[_Near]":
         for read in self._in_window(dest, own) if own is not None else ():

@@ -6,15 +6,19 @@ From `pipeline` (facts, already told apart by place) to `pipeline` (`Arrival`s).
 
 A plain copy has its source's size: it joins at its close, by name and size. Anything else waits `SETTLE_MS` for the rename
 that often follows (rsync, browsers) and for reads that the kernel tells late (it merges a file's write and close into one
-record, queued at the first write). Where sizes of sources are wanted, it waits once more until they are told, not longer.
+record, queued at the first write). Where sizes of sources are wanted, it waits once more until they are told, not longer;
+and so it does where only the bytes can tell (`doubts`): those that settled after it then wait for that answer, as what is
+found in one file is not offered to the next.
 """
 
+from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import islice
 from typing import NamedTuple
 
-from agent.core.facts import Closed, FileFact, Lost, OpenFile, Sized
+from agent.core.doubts import Doubts
+from agent.core.facts import Closed, Compared, FileFact, Lost, OpenFile, Sized
 from agent.core.grading import Dest, Grading, Left
 from agent.core.media import Mount
 from agent.core.people import People
@@ -53,6 +57,8 @@ class Written(NamedTuple):
 
 
 Settled = Arrival | Written
+Known = tuple[str, str, str]
+"""What a file that lies outside is known as: its own path, that of the protected file it comes from, the protected directory"""
 
 
 class _Recent(NamedTuple):
@@ -63,9 +69,13 @@ class _Recent(NamedTuple):
 class Joins:
     """Fed with reads and with what happens on media; yields arrivals, at once or from `due`."""
 
-    def __init__(self, people: People, protected: Callable[[OpenFile], bool]) -> None:
-        self._people = people
+    def __init__(
+        self, people: People, protected: Callable[[OpenFile], bool], known_as: Callable[[OpenFile], Known | None]
+    ) -> None:
+        self._people, self._known_as = people, known_as
         self._grading = Grading(people, protected)
+        self._doubts = Doubts(protected)
+        self.doubtful, self._later = self._doubts.asked, deque[Dest]()
         self.reads = self._grading.reads
         self.wanted = self._grading.wanted
         self._open: dict[bytes, Dest] = {}
@@ -98,8 +108,9 @@ class Joins:
         dest = self._open.get(fact.key) or self._settling.get(fact.key) or self._begin(fact, mount, False)
         dest.size = max(size, 0)
 
-    def elsewhere(self, fact: Closed) -> None:
-        """A writer closed a file that is neither protected nor on a medium: it settles, as it may be renamed or removed yet."""
+    def elsewhere(self, fact: Closed) -> list[Settled]:
+        """A writer closed a file that is neither protected nor on a medium: it settles, as it may be renamed or removed yet;
+        but what plainly may be a copy is told at once, as it may be taken further at once."""
         dest = self._settling.pop(fact.key, None) or Dest(fact, None, self._order + 1, fact.born_ms is not None)
         self._order += 1
         if fact.born_ms is not None:
@@ -110,7 +121,12 @@ class Joins:
         dest.closed_order, dest.at_ms, dest.path, dest.pid = self._order, fact.at_ms, fact.path, fact.pid or dest.pid
         dest.size = dest.size if fact.size is None else max(fact.size, 0)
         self._grading.wrote(dest)
+        self._doubts.elsewhere(OpenFile(fact.path, dest.size or 0, fact.key))
         self._settle(dest, fact.at_ms + SETTLE_MS)
+        if not self._grading.ask(dest):
+            return self._at_once(dest)
+        self._asking.append(dest.key)
+        return []
 
     def closed(self, fact: FileFact, mount: Mount, size: int | None) -> Settled | None:
         """A writer closed a file on a medium: an arrival if it is plainly a copy, else it settles first."""
@@ -129,6 +145,7 @@ class Joins:
         if left is not None:
             return self._arrive(dest, [left])
         self._grading.wrote(dest)
+        self._doubts.wrote(dest)
         if self._grading.wanted:
             self._asking.append(dest.key)
         self._settle(dest, fact.at_ms + SETTLE_MS)
@@ -146,10 +163,18 @@ class Joins:
                 continue
             if dest.ripe:
                 arrivals += self._decided([dest])
+            elif dest.mount is None:
+                arrivals += self._at_once(dest)
             elif (left := self._grading.plain(dest)) is not None:
                 del self._settling[key]
                 arrivals.append(self._arrive(dest, [left]))
         return arrivals
+
+    def compared(self, fact: Compared) -> list[Settled] | None:
+        """What the bytes of a file in doubt say; then those that waited for it are decided. None: it was no such file."""
+        if self._doubts.open is None or fact.key != self._doubts.open:
+            return None
+        return self._resolved(fact.alike)
 
     def found(self, fact: FileFact, mount: Mount, size: int) -> None:
         """A file was met on a medium by looking: it settles, in case that its close is told yet."""
@@ -192,7 +217,7 @@ class Joins:
         """A file on a medium was removed; what had arrived by then, had arrived."""
         dest = self._settling.pop(fact.key, None)
         if dest is not None:
-            return self._decide(dest)
+            return self._decide(dest, last=True)
         dest = self._open.pop(fact.key, None)
         return self._cut_short(dest) if dest is not None and dest.size else None
 
@@ -212,8 +237,9 @@ class Joins:
         """Arrivals that have settled by `now_ms`; all that settle, if the clock went back."""
         back = back or now_ms < self._now_ms
         self._now_ms = now_ms
+        told = self._resolved("unknown", last=True) if self._doubts.overdue(now_ms) else []
         if back:  # the clock went back: what waits would wait too long
-            return self._decided(list(self._settling.values()))
+            return told + self._decided(list(self._settling.values()))
         ripe = []
         while self._timetable and self._timetable[0][0] <= now_ms:
             due_ms, _, key = heappop(self._timetable)
@@ -222,7 +248,7 @@ class Joins:
                 ripe.append(dest)
                 if dest.ripe:
                     self._grading.unanswered()
-        return self._decided(ripe) if ripe else []
+        return told + self._decided(ripe) if ripe else told
 
     @property
     def due_ms(self) -> int | None:
@@ -276,13 +302,50 @@ class Joins:
         for dest in dests:
             if self._settling.pop(dest.key, None) is not dest:
                 continue
+            if dest.pid:
+                self._learn_held(dest)
             if not last and self._grading.ask(dest):
                 dest.ripe = True
                 self._asking.append(dest.key)
                 self._settle(dest, self._now_ms + SETTLE_MS)
-            elif (arrival := self._decide(dest)) is not None:
+            elif self._doubts.open is not None and not last:
+                self._later.append(dest)
+            elif (arrival := self._decide(dest, last)) is not None:
                 arrivals.append(arrival)
         return arrivals
+
+    def _resolved(self, alike: str, last: bool = False) -> list[Settled]:
+        """The file in doubt is decided, and what waited for it, until another one is in doubt; `last`: none can be."""
+        dest, left, wrong = self._doubts.answered(alike)
+        if wrong:
+            self._grading.disproved(dest)
+        arrivals = [self._arrive(dest, left)]
+        while self._later and (last or self._doubts.open is None):
+            arrival = self._decide(self._later.popleft(), last)
+            arrivals += [arrival] if arrival is not None else []
+        return arrivals
+
+    def _at_once(self, dest: Dest) -> list[Settled]:
+        """A file elsewhere that somebody wrote who had read something; anything else settles first."""
+        left = self._grading.left(dest)
+        if not any(each.link != "time" for each in left):
+            return []
+        del self._settling[dest.key]
+        return [self._arrive(dest, left)]
+
+    def _learn_held(self, dest: Dest) -> None:
+        """What the writer held open when it began a file may be known by now: a copy, or what was moved out or linked just
+        before. Its opening was not told, as nobody watched it yet."""
+        entry = self._people.who(dest.pid) if dest.pid else None
+        for file in (*dest.files, *(entry.files if entry is not None else ())):
+            known = self._known_as(file)
+            of = self.reads.of(dest.pid)
+            if known is None or (of is not None and of.opened(known[0])):
+                continue
+            path, origin, root = known
+            end = path.rfind("/") + 1
+            moment = (dest.first_order - 1, dest.seen_ms)
+            self.reads.add(dest.pid, path[:end], root, path[end:], (file.size, None), moment, origin)
 
     def _unname(self, dest: Dest) -> None:
         count = self._names.pop(dest.named, 1) - 1
@@ -292,7 +355,8 @@ class Joins:
     def _flush(self, which: Callable[[Dest], bool]) -> list[Settled]:
         settled = [dest for dest in self._settling.values() if which(dest)]
         cut = [dest for dest in self._open.values() if which(dest)]
-        arrivals = self._decided(settled, last=True)
+        arrivals = self._resolved("unknown", last=True) if self._doubts.open is not None else []
+        arrivals += self._decided(settled, last=True)
         for dest in cut:
             del self._open[dest.key]
             arrivals += [arrival for arrival in (self._cut_short(dest),) if arrival is not None]
@@ -320,8 +384,8 @@ class Joins:
         if len(self._recent) > 2 * _MOST_RECENT:
             self._recent = dict(islice(self._recent.items(), _MOST_RECENT, None))
 
-    def _decide(self, dest: Dest) -> Settled | None:
-        """What left into a settled file; None if it was told before and nothing is new."""
+    def _decide(self, dest: Dest, last: bool = False) -> Settled | None:
+        """What left into a settled file; None if it was told before and nothing is new, or if its bytes are asked first."""
         left = self._grading.left(dest)
         if dest.mount is None:
             return self._arrive(dest, left)
@@ -330,7 +394,13 @@ class Joins:
         if told_before and not any(each.read.fresh for each in left):
             self._unname(dest)
             return None
+        if left and not last and self._doubts.ask(dest, left, lambda: self._grading.near(dest), self._held(dest), self._now_ms):
+            return None
         return self._arrive(dest, left)
+
+    def _held(self, dest: Dest) -> list[OpenFile]:
+        entry = self._people.who(dest.pid)
+        return [*dest.files, *(entry.files if entry is not None else [])]
 
     def _cut_short(self, dest: Dest) -> Settled | None:
         """A file that was never closed."""

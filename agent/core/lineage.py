@@ -44,7 +44,8 @@ class Source(Struct, array_like=True, frozen=True, gc=False):
 
 
 class Staged(Struct, gc=False):
-    """A copy of protected content elsewhere. `via`: the copies it was made of, first to last; `uid`: that of its event."""
+    """A copy of protected content elsewhere. `via`: the copies it was made of, first to last; `uid`: that of its event;
+    `part`: it is one piece of its source, so that its bytes are not the source's."""
 
     path: str
     size: int
@@ -53,6 +54,7 @@ class Staged(Struct, gc=False):
     uid: str
     seen_ms: int
     gone_ms: int = 0
+    part: bool = False
 
 
 class _KeptStaged(Struct, array_like=True):
@@ -62,6 +64,7 @@ class _KeptStaged(Struct, array_like=True):
     via: list[str]
     uid: str
     seen_ms: int
+    part: bool = False
 
 
 class _Kept(Struct, array_like=True):
@@ -242,7 +245,7 @@ class Lineage:
             for key, copy in self._staged.items():
                 if not copy.gone_ms:
                     at = [numbers.setdefault(source, len(numbers)) for source in copy.sources]
-                    staged[key] = _KeptStaged(copy.path, copy.size, at, list(copy.via), copy.uid, copy.seen_ms)
+                    staged[key] = _KeptStaged(copy.path, copy.size, at, list(copy.via), copy.uid, copy.seen_ms, copy.part)
             self._encoded = msgspec.msgpack.encode(_Kept(self._files, self._dirs, list(numbers), staged))
         return self._encoded
 
@@ -255,7 +258,7 @@ class Lineage:
             if any(not 0 <= number < len(kept.sources) for number in each.sources):
                 raise msgspec.ValidationError("a copy names a source that was not kept")
             sources = tuple(kept.sources[number] for number in each.sources)
-            self._staged[key] = Staged(each.path, each.size, sources, tuple(each.via), each.uid, each.seen_ms)
+            self._staged[key] = Staged(each.path, each.size, sources, tuple(each.via), each.uid, each.seen_ms, part=each.part)
             self._at[each.path] = key
             self._sources += len(sources)
         self._encoded = b""

@@ -19,8 +19,9 @@ from agent.contract.codes import MEDIUM
 from agent.contract.event import Event
 from agent.contract.form import AnyEvent
 from agent.core import facts, history
+from agent.core.doubts import Doubt
 from agent.core.grading import Left
-from agent.core.joins import Arrival, Joins, Settled, Written
+from agent.core.joins import Arrival, Joins, Known, Settled, Written
 from agent.core.judging import Judging
 from agent.core.limits import WindowLimit
 from agent.core.lineage import Lineage
@@ -84,12 +85,13 @@ class Core:
         self.unlike, self.unmarked = self._staging.asked, list[tuple[bytes, str]]()
         self._untold_since_ms = 0
         self._history = history.History()
-        self._joins = Joins(self._people, self._is_protected)
+        self._joins = Joins(self._people, self._is_protected, self._known_as)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
         register = MediaRegister(config.agent, config.name)
         self._judging = Judging(self._people, self._media, self._places, register, self._writer, new_uid)
         self._register, self._limits, self._unapproved = register, self._judging.limits, self._judging.unapproved
         self.wanted = self._joins.wanted
+        self.doubtful = self._joins.doubtful
         self._ways = Ways(self._people, self._joins.reads, self.wanted)
         self._waiting: deque[tuple[Arrival | Departure, Left | None]] = deque()
         self._counts: Counter[str] = Counter()
@@ -219,16 +221,37 @@ class Core:
             return self._noted(root, fact, history.WRITE)
         if mount is None:
             if self._lineage.of(fact.key, fact.path) is None:
-                self._joins.elsewhere(fact)
-        elif (arrival := self._joins.closed(fact, mount, fact.size)) is not None:
+                self._arrived(self._joins.elsewhere(fact))
+            return ()
+        read = self._held_open(fact)
+        if (arrival := self._joins.closed(fact, mount, fact.size)) is not None:
             self._arrived((arrival,))
-        return ()
+        return read
+
+    def _held_open(self, fact: facts.FileFact) -> Iterable[Event]:
+        """What its writer was seen to hold open it has read, though nobody told of the opening: a file that was moved out a
+        moment before, or a descriptor older than the agent."""
+        entry = self._people.who(fact.pid)
+        if entry is None or entry.files is entry.taken:
+            return ()
+        entry.taken, told = entry.files, list[Event]()
+        of = self._joins.reads.of(fact.pid)
+        for file in entry.files:
+            if of is None or not of.opened(file.path):
+                told += self._on_opened(
+                    facts.Opened(at_ms=fact.at_ms, pid=fact.pid, key=file.key, path=file.path, size=file.size)
+                )
+        return told
 
     def _on_compared(self, fact: facts.Compared) -> Iterator[Event]:
         fact.path = clean_path(fact.path)
+        if (settled := self._joins.compared(fact)) is not None:
+            self._arrived(settled)
+            return
         copy = self._staging.answered(fact)
         if copy is not None:
-            self.unmarked.append((fact.key, fact.path))
+            if fact.alike != "gone":
+                self.unmarked.append((fact.key, fact.path))
             yield from self._judging.staged(copy)
 
     def _on_found(self, fact: facts.Found) -> Iterable[Event]:
@@ -389,7 +412,7 @@ class Core:
     def _on_stopping(self, fact: facts.Stopping) -> Iterator[Event]:
         settled = self._joins.everything()
         self._arrived(each for each in settled if isinstance(each, Arrival))
-        for each in settled:
+        for each in (*self._staging.unanswered(), *settled):
             if isinstance(each, Written) and (copy := self._staging.at_once(each)) is not None:
                 yield from self._judging.staged(copy)
         self._departed(self._ways.everything(fact.at_ms))
@@ -430,6 +453,15 @@ class Core:
         known = self._lineage.of(file.key, file.path) or self._lineage.staged(file.key)
         return known is not None or self._places.is_protected(file.path)
 
+    def _known_as(self, file: facts.OpenFile) -> Known | None:
+        """What a file that a process holds is a copy of, or was before it was moved out or linked."""
+        if self._lineage.empty:
+            return None
+        if (copy := self._lineage.staged(file.key)) is not None:
+            return copy.path, copy.sources[0].path, copy.sources[0].root
+        origin = self._lineage.of(file.key, file.path)
+        return None if origin is None else (file.path, origin.path, origin.root)
+
     def _origin(self, fact: facts.FileFact, old_root: ProtectedDir | None) -> Read | None:
         """The protected file that was renamed or linked onto a medium, as if it had been read."""
         size = getattr(fact, "size", None)
@@ -461,6 +493,12 @@ class Core:
         asked = list(self.unlike)
         self.unlike.clear()
         return asked
+
+    def doubt(self) -> list[Doubt]:
+        """Files on media to be compared now, each to be told as a Compared fact; then `doubtful` is empty."""
+        doubtful = list(self.doubtful)
+        self.doubtful.clear()
+        return doubtful
 
     def mark(self) -> list[tuple[bytes, str]]:
         """Key and path of staged copies to be watched from now on; then `unmarked` is empty."""

@@ -81,21 +81,29 @@ class Staging:
             return None
         left = written.left
         overwritten = fact.alike == "other" or (fact.alike == "packed" and not left)  # by who had nothing to pack
-        if fact.alike == "gone" or (overwritten and self._lineage.staged(fact.key) is not None):
+        plain = len(left) == 1 and left[0].confidence >= _PLAIN and left[0].read.size in (None, written.size)
+        gone = fact.alike == "gone"
+        if (gone and not plain) or (overwritten and self._lineage.staged(fact.key) is not None):
             self._lineage.end(fact.key)
             return None
-        plain = len(left) == 1 and left[0].confidence >= _PLAIN and left[0].read.size in (None, written.size)
-        if not left or (fact.alike not in ("same", "packed") and not (fact.alike == "unknown" and plain)):
+        if not left or (fact.alike not in ("same", "part", "packed") and not (plain and fact.alike in ("unknown", "gone"))):
             return None
-        sure = {"same": 0.9, "packed": 0.7}.get(fact.alike, 0.0)
+        sure = {"same": 0.9, "part": 0.9, "packed": 0.7}.get(fact.alike, 0.0)
         spread = _best(self.spread(left))
         sources = tuple(dict.fromkeys(Source(each.read.path, each.read.root, each.read.size) for each in spread))
         via = next(((*copy.via, each.read.via) for each in left if (copy := self._copy_read(each)) is not None), ())
-        staged = Staged(fact.path, fact.size, sources, via, "", fact.at_ms)
+        size = written.size or 0 if gone else fact.size
+        staged = Staged(fact.path, size, sources, via, "", fact.at_ms, fact.at_ms if gone else 0, fact.alike == "part")
         if not self._lineage.stage(fact.key, staged):
             return None
-        told = written._replace(path=fact.path, size=fact.size)
+        told = written._replace(path=fact.path, size=size)
         return Copy(staged, told, [each._replace(confidence=max(each.confidence, sure)) for each in spread])
+
+    def unanswered(self) -> list[Written]:
+        """What was asked and not answered: `asked` and they are empty then."""
+        self.asked.clear()
+        pending, self._pending = list(self._pending.values()), {}
+        return pending
 
     def at_once(self, written: Written) -> Copy | None:
         """The same without a comparison, as the agent stops: what can be told by name and size."""
@@ -119,6 +127,8 @@ class Staging:
                 continue
             read = left.read
             share = 1.0 if not copy.size or left.bytes is None else min(1.0, left.bytes / copy.size)
+            if copy.part and copy.sources[0].size:
+                share *= min(1.0, copy.size / copy.sources[0].size)
             for source in copy.sources:
                 folder = Folder(read.folder.path, source.root)
                 made = ReadStaged(

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 from agent.contract.event import path_bytes, path_text
 from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, Moved, Opened
-from agent.sense import SensorError, fusemount, kernel
+from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import FIRST as _FIRST
 from agent.sense.fanotify_events import FIXED, Names, heads, names
 from agent.sense.looking import Growing, Sweep, found, links, lstat
@@ -517,15 +517,8 @@ class Fanotify:
 def _finished_by(pid: int, fd: int, now_ms: int) -> Closed:
     """What was closed, by a descriptor of it. Raises OSError."""
     link = b"/proc/self/fd/%d" % fd
-    raw = os.readlink(link)
-    try:
-        size = os.fstat(fd).st_size
-    except PermissionError:  # another user's FUSE mount
-        with fusemount.as_owner(fusemount.owner_of(fd)):
-            size, key = os.fstat(fd).st_size, kernel.file_key(link, follow=True)
-    else:
-        key = kernel.file_key(link, follow=True)
-    return Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=size)
+    raw, size = os.readlink(link), os.fstat(fd).st_size
+    return Closed(at_ms=now_ms, pid=pid, key=kernel.file_key(link, follow=True), path=path_text(raw), size=size)
 
 
 def _is_at(path: bytes, seen: os.stat_result) -> bool:

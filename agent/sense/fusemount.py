@@ -2,7 +2,8 @@
 
 Owns: who mounted what, and `as_owner`, a block in which this thread, and no other, has the ids of who mounted it. FUSE
 compares all six ids with the mount's `user_id` and `group_id` (fuse_allow_current_process, unless `allow_other`). Must not
-know why one wants to act there.
+know why one wants to act there. Only for a process that has nothing else to do (`sharing.py`): while it has a user's ids, that
+user may end it, and a FUSE server may let it wait for ever.
 
 Credentials are a thread's own in Linux; the C library's setresuid() changes those of all threads together, so the system call
 is made directly. PR_SET_KEEPCAPS keeps the capabilities, capset(2) makes them effective again, so that marks can be set and the
@@ -53,23 +54,17 @@ def as_owner(owner: tuple[int, int] | None) -> Iterator[None]:
 
 def owner_at(path: bytes) -> tuple[int, int] | None:
     """(uid, gid) of who mounted the FUSE file system right at `path`; None if there is no such."""
-    return next((owner for _, mount, owner in _mounts() if mount == path), None)
+    return next((owner for mount, owner in _mounts() if mount == path), None)
 
 
-def owner_of(fd: int) -> tuple[int, int] | None:
-    """(uid, gid) of who mounted the FUSE file system that an open file lies on; None if it lies on none."""
-    fields = dict(line.split(b":\t") for line in _read(f"/proc/self/fdinfo/{fd}").splitlines() if b":\t" in line)
-    return next((owner for mount_id, _, owner in _mounts() if mount_id == fields.get(b"mnt_id")), None)
-
-
-def _mounts() -> Iterator[tuple[bytes, bytes, tuple[int, int]]]:
-    """(mount id, mount point, owner) of FUSE mounts, the newest first: mountinfo of proc(5)."""
+def _mounts() -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """(mount point, owner) of FUSE mounts, the newest first: mountinfo of proc(5)."""
     for line in reversed(_read("/proc/self/mountinfo").splitlines()):
         fields = line.split(b" ")
         ids = dict(_ID.findall(fields[-1]))
         if len(ids) == len((b"user", b"group")):
             mount = _OCTAL.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), fields[4])
-            yield fields[0], mount, (int(ids[b"user"]), int(ids[b"group"]))
+            yield mount, (int(ids[b"user"]), int(ids[b"group"]))
 
 
 def _read(path: str) -> bytes:

@@ -57,7 +57,7 @@ NO_HANDLES = (errno.EXDEV, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW)
 
 _MAX_HANDLE_SZ = 128
 _HANDLE = struct.Struct("=Ii")  # handle_bytes handle_type
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 AT_SYMLINK_NOFOLLOW, STATX_BTIME = 0x100, 0x800
 _STATX_SIZE, _STX_BTIME = 256, 80  # struct statx, and where its stx_btime lies
 
@@ -188,3 +188,8 @@ def decode_inotify(buffer: bytes) -> list[tuple[int, int, bytes]]:
 def die_with_parent(signal_number: int) -> None:
     """Have the kernel send us this signal when the thread that started us ends: prctl(2), PR_SET_PDEATHSIG."""
     _checked(_libc.prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0))
+
+
+def undumpable() -> None:
+    """Keep others with our user id from tracing this process, or reading its memory: prctl(2), PR_SET_DUMPABLE."""
+    _checked(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))

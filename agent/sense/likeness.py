@@ -20,10 +20,10 @@ from contextlib import ExitStack
 
 SEARCHED = 4 << 20
 BUDGET_S = 0.1
-_BLOCK, _WINDOW, _PROBES, _BLOCKS = 4096, 48, 12, 16
+BLOCK, WINDOW, _PROBES, BLOCKS = 4096, 48, 12, 16
 _SAMPLE = 65_536
 _LEAST = 64
-_PLAIN_DISTINCT = 8
+PLAIN_DISTINCT = 8
 _ENOUGH = 1 / 3
 _GIVE_UP = 5
 """Windows looked for in vain, one after the other: what is not found by then is not there."""
@@ -31,7 +31,7 @@ _WORDS, _WORDS_LEAST, _WORDS_ENOUGH = 64, 8, 0.5
 _WORD = re.compile(rb"[\w\x80-\xff@.+-]{5,40}")
 _ARMOUR = re.compile(rb"[A-Za-z0-9+/=\r\n]+")
 _HEX = re.compile(rb"[0-9a-fA-F\r\n]+")
-_EVEN = 0.88
+EVEN = 0.88
 """A file whose bytes, each by itself, can't be written shorter than this is packed or encrypted."""
 _TIGHT, _TIGHT_OF_SEVERAL, _HEAD = 0.3, 0.15, 512
 """How much smaller than a quick pass a thorough packer comes out, of one file and of several, which may have much in common;
@@ -49,7 +49,7 @@ class _File:
 
     def block(self, at: int) -> bytes:
         """A block of it, wherever that lies."""
-        return os.pread(self.fd, _BLOCK, at)
+        return os.pread(self.fd, BLOCK, at)
 
 
 def compare(path: bytes, sources: list[tuple[bytes, int | None]], total: int) -> str:
@@ -76,16 +76,18 @@ def _judge(copy: _File, held: list[_File], total: int) -> str:
             return "same"
     elif copy.size <= _LEAST:
         return "same" if any(copy.head in head for head in heads) else "other"
+    elif len(held) == 1 and copy.size < held[0].size and _cut(copy, held[0]):
+        return "part"
     elif _shared(copy, held, heads):
         return "same"
-    if _words(copy.head, heads):
+    if words(copy.head, heads):
         return "same"
     return "packed" if _packed(copy, held, total) else "other"
 
 
 def _shared(copy: _File, held: list[_File], heads: list[bytes]) -> bool:
     """Whether bytes of the sources are in it, as they are or decoded, or bytes of it in them."""
-    if _found(heads, [copy.head]) or any(_found([each], heads) for each in (copy.head, *_decoded(copy.head))):
+    if _found(heads, [copy.head]) or any(_found([each], heads) for each in (copy.head, *decoded(copy.head))):
         return True
     return len(held) == 1 and copy.size < held[0].size > SEARCHED and _further_on(copy.head, held[0])
 
@@ -103,7 +105,7 @@ def _open(path: bytes, most: int, opened: ExitStack) -> _File | None:
         return None
 
 
-def _places(size: int, count: int, width: int) -> Iterator[int]:
+def places(size: int, count: int, width: int) -> Iterator[int]:
     """Where to look in a file, spread over it."""
     if size <= width:
         yield 0
@@ -113,7 +115,21 @@ def _places(size: int, count: int, width: int) -> Iterator[int]:
 
 
 def _same_blocks(one: _File, other: _File) -> bool:
-    return all(one.block(at) == other.block(at) for at in _places(one.size, _BLOCKS, _BLOCK))
+    return all(one.block(at) == other.block(at) for at in places(one.size, BLOCKS, BLOCK))
+
+
+def _cut(copy: _File, source: _File) -> bool:
+    """Whether it is one piece of the source, byte for byte, as far as time allows."""
+    first = copy.block(0)
+    if len(set(first)) < PLAIN_DISTINCT:
+        return False
+    deadline, at, begin = time.monotonic() + BUDGET_S, source.head.find(first), len(source.head) - BLOCK
+    while at < 0 and 0 <= begin < source.size - BLOCK and time.monotonic() < deadline:
+        found = os.pread(source.fd, SEARCHED, begin).find(first)
+        at = begin + found if found >= 0 else -1
+        begin += SEARCHED - BLOCK
+    blocks = ((copy.block(place), source.block(at + place)) for place in places(copy.size, BLOCKS, BLOCK))
+    return at >= 0 and all(other.startswith(one) for one, other in blocks)
 
 
 def _found(of: list[bytes], among: list[bytes]) -> bool:
@@ -121,9 +137,9 @@ def _found(of: list[bytes], among: list[bytes]) -> bool:
     each = max(2, _PROBES // len(of))
     asked = hits = missed = 0
     for data in of:
-        for at in _places(len(data), each, _WINDOW):
-            window = data[at : at + _WINDOW]
-            if len(set(window)) < min(_PLAIN_DISTINCT, len(window)):
+        for at in places(len(data), each, WINDOW):
+            window = data[at : at + WINDOW]
+            if len(set(window)) < min(PLAIN_DISTINCT, len(window)):
                 continue  # blanks and zeros are everywhere
             asked += 1
             if any(window in other for other in among):
@@ -137,9 +153,9 @@ def _found(of: list[bytes], among: list[bytes]) -> bool:
 
 def _further_on(copy: bytes, source: _File) -> bool:
     """Whether windows of a file occur in a source beyond its first bytes, as far as time allows."""
-    windows = [copy[at : at + _WINDOW] for at in _places(len(copy), 4, _WINDOW)]
-    windows = [window for window in windows if len(set(window)) >= _PLAIN_DISTINCT]
-    deadline, at, hits = time.monotonic() + BUDGET_S, len(source.head) - _WINDOW, 0
+    windows = [copy[at : at + WINDOW] for at in places(len(copy), 4, WINDOW)]
+    windows = [window for window in windows if len(set(window)) >= PLAIN_DISTINCT]
+    deadline, at, hits = time.monotonic() + BUDGET_S, len(source.head) - WINDOW, 0
     while windows and at < source.size and time.monotonic() < deadline:
         chunk = os.pread(source.fd, SEARCHED, at)
         found = [window for window in windows if window in chunk]
@@ -147,11 +163,11 @@ def _further_on(copy: bytes, source: _File) -> bool:
         windows = [window for window in windows if window not in found]
         if hits >= 2:
             return True
-        at += SEARCHED - _WINDOW
+        at += SEARCHED - WINDOW
     return False
 
 
-def _decoded(copy: bytes) -> Iterator[bytes]:
+def decoded(copy: bytes) -> Iterator[bytes]:
     """Its first part in plain, if it is written in base64 or hex."""
     head = copy[:_SAMPLE]
     bare = head.translate(None, b"\r\n")
@@ -164,15 +180,15 @@ def _decoded(copy: bytes) -> Iterator[bytes]:
         return
 
 
-def _words(copy: bytes, sources: list[bytes]) -> bool:
+def words(copy: bytes, sources: list[bytes]) -> bool:
     """Whether the words of a text are those of the sources."""
     words: dict[bytes, None] = {}
-    for at in _places(len(copy), _BLOCKS, _BLOCK):
-        block = copy[at : at + _BLOCK]
+    for at in places(len(copy), BLOCKS, BLOCK):
+        block = copy[at : at + BLOCK]
         if b"\0" in block:
             return False
         found = _WORD.findall(block)
-        words |= dict.fromkeys(found[1 :: max(1, len(found) // (_WORDS // _BLOCKS))])  # the first may be cut
+        words |= dict.fromkeys(found[1 :: max(1, len(found) // (_WORDS // BLOCKS))])  # the first may be cut
     some = list(words)[:_WORDS]
     if len(some) < _WORDS_LEAST:
         return False
@@ -187,20 +203,20 @@ def _words(copy: bytes, sources: list[bytes]) -> bool:
     return hits >= len(some) * _WORDS_ENOUGH
 
 
-def _ratio(data: bytes, width: int) -> float:
+def ratio(data: bytes, width: int) -> float:
     """How small a quick pass makes some blocks of it."""
     before = after = 0
-    for at in _places(len(data), 4, width):
+    for at in places(len(data), 4, width):
         block = data[at : at + width]
         before, after = before + len(block), after + len(zlib.compress(block, 1))
     return after / before if before else 1.0
 
 
-def _evenness(data: bytes) -> float:
+def evenness(data: bytes) -> float:
     """How short Huffman's code makes some blocks of it: what repeats does not count, for packed files may be alike."""
     before = after = 0
-    for at in _places(len(data), _BLOCKS, _BLOCK):
-        block = data[at : at + _BLOCK]
+    for at in places(len(data), BLOCKS, BLOCK):
+        block = data[at : at + BLOCK]
         coder = zlib.compressobj(1, zlib.DEFLATED, -15, strategy=zlib.Z_HUFFMAN_ONLY)
         before, after = before + len(block), after + len(coder.compress(block) + coder.flush())
     return after / before if before else 0.0
@@ -208,10 +224,10 @@ def _evenness(data: bytes) -> float:
 
 def _packed(copy: _File, sources: list[_File], total: int) -> bool:
     size = copy.size
-    if size < _LEAST or _evenness(copy.head) < _EVEN:
+    if size < _LEAST or evenness(copy.head) < EVEN:
         return False
     known = sum(file.size for file in sources)
-    small = sum(file.size * min(1.0, _ratio(file.head, _SAMPLE)) for file in sources)
+    small = sum(file.size * min(1.0, ratio(file.head, _SAMPLE)) for file in sources)
     whole = max(total, known)
     tight = _TIGHT if len(sources) == 1 else _TIGHT_OF_SEVERAL
     return whole * (small / known if known else 1.0) * tight <= size <= whole * 1.05 + _HEAD * (len(sources) + 4)

@@ -82,7 +82,10 @@ class Mounts:
             self._fd = os.open(f"{proc}/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise SensorError(f"{proc}/self/mountinfo: {error.strerror}; mount /proc") from None
-        self._namespace = self._mnt_ns("self")
+        self._home = {0, self._mnt_ns("self")}
+        """Namespaces whose mounts are told by `drain`; 0 stands for what can't be known"""
+        if follows(self._read(), procfs.read(f"{proc}/1/mountinfo")):
+            self._home.add(self._mnt_ns("1"))
         self._known: dict[int, dict[int, Mount]] = {}
         self._inside: dict[int, int] = {}
         self._cold = True
@@ -100,7 +103,7 @@ class Mounts:
     def also(self, pid: int, now_ms: int) -> Iterator[Fact]:
         """Block devices, and views by FUSE, that `pid` sees mounted and we do not; nothing if it lives in our namespace."""
         namespace = self._mnt_ns(str(pid))
-        if namespace in (0, self._namespace):
+        if namespace in self._home:
             return
         if self._mnt_ns(str(self._inside.get(namespace, 0))) != namespace:
             yield from self._differ(namespace, {}, now_ms)  # they were reached by a process that is gone
@@ -109,7 +112,7 @@ class Mounts:
 
     def foreign(self, pid: int) -> bool:
         """Whether a process lives in another mount namespace."""
-        return self._mnt_ns(str(pid)) not in (0, self._namespace)
+        return self._mnt_ns(str(pid)) not in self._home
 
     def eldest(self, pid: int) -> int:
         """The forefather of `pid` that lives in the same mount namespace: what a container lives as long as."""
@@ -137,8 +140,12 @@ class Mounts:
         except OSError:
             return
         ours = {mount.dev for mount in self._known.get(0, {}).values()}
-        new = {m.mount_id: m for m in there if m.fs not in _KERNEL_ONLY and m.dev not in ours}
+        known = self._known.get(namespace, {})
+        new = {m.mount_id: m for m in there if m.mount_id in known or (m.fs not in _KERNEL_ONLY and m.dev not in ours)}
         block = {number: m for number, m in new.items() if m.source.startswith(b"/dev/") or shown(m)}
+        if block.keys() - known.keys():  # a mount that reaches them and us is told as ours, even if we are not told yet
+            ours = {mount.dev for mount in parse(self._read())}
+            block = {number: m for number, m in block.items() if number in known or m.dev not in ours}
         yield from self._differ(namespace, block, now_ms)
 
     def _somebody(self, namespace: int) -> int:
@@ -164,7 +171,7 @@ class Mounts:
         taken = {mount.dev for mount in mounts if mount.mount in away}
         found: dict[str, bytes] = {}
         for mount in mounts:
-            if (mount.read_only and not read_only) or mount.dev in taken or mount.fs.startswith("fuse") or mount.fs in _NOT_LOCAL:
+            if mount.read_only > read_only or mount.dev in taken or mount.fs.startswith("fuse") or mount.fs in _NOT_LOCAL:
                 continue
             known = found.get(mount.dev)
             if known is None or len(mount.mount) < len(known):
@@ -239,6 +246,17 @@ class Mounts:
             return os.stat(f"{self._proc}/{pid}/ns/mnt").st_ino
         except OSError:
             return 0
+
+
+def follows(ours: bytes, theirs: bytes) -> bool:
+    """Whether what is mounted in their namespace appears in ours, too: our root receives (`master:N`) what theirs hands on
+    (`shared:N`), as in a unit of systemd's with PrivateMounts=. Both are the bytes of a mountinfo file."""
+    return bool(_group_of_root(ours, b"master:") & _group_of_root(theirs, b"shared:"))
+
+
+def _group_of_root(raw: bytes, key: bytes) -> set[bytes]:
+    fields = next((fields for fields in map(bytes.split, raw.split(b"\n")) if fields[4:5] == [b"/"]), [])
+    return {field.removeprefix(key) for field in fields[6:] if field.startswith(key)}
 
 
 def block_device(mount: Mount) -> str:

@@ -19,8 +19,8 @@ _INET = struct.Struct("=BBBBI48x")  # struct inet_diag_req_v2, no socket named: 
 _NO_COOKIE = 0xFFFFFFFF
 _CONNECTED = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9  # ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK
 _MOST = 4_096
-_AGAIN_S = 0.2
-"""A socket that is not connected may be so soon; the table of TCP connections is not read oftener either"""
+_AGAIN_S = 0.02
+"""A socket that is not connected may be so soon; the table of TCP connections is not read oftener either (0.1 ms)"""
 
 Pair = tuple[str, int]
 """The name of a pair, and 1 or 2: which of the two sockets this one is"""

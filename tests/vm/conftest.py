@@ -27,6 +27,16 @@ DEADLINE_S = 90.0
 INSTALLS = ["agent", "server_stub", "packaging", "pyproject.toml", "README.md", "LICENSE"]
 TOKEN = "enrol-this-guest"
 Event = dict[str, Any]
+EVIDENCE = Path(os.environ.get("SEKISHO_VM_EVIDENCE") or CACHE / "evidence")
+"""Where each story leaves the admin's screen: the lines of `sekisho-collector tail`"""
+
+needs_a_guest = [
+    pytest.mark.timeout(1800),  # the first story installs the guest
+    pytest.mark.skipif(not os.environ.get("SEKISHO_VM"), reason="real USB in a guest: make test-vm (root, 3 GB of disk)"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="real USB in a guest: building its image needs root"),
+]
+"""The marks of a module of stories."""
+
 SETUP = """
 set -e
 mkdir -p /srv/customers/2014
@@ -155,6 +165,11 @@ class Collector:
             pytest.fail(f"query failed: {done.stderr.decode()}")
         return [json.loads(line) for line in done.stdout.splitlines()]
 
+    def screen(self) -> str:
+        """What the admin's tail shows of all that came."""
+        command = self._command("tail", "-n", "500")
+        return subprocess.run(command, capture_output=True, env=environment(), check=False, text=True).stdout
+
     def _command(self, *what: str) -> list[str]:
         return [sys.executable, "-m", "server_stub.cli", *what, "-c", str(self.config)]
 
@@ -249,6 +264,17 @@ heartbeat = "5s"
         return f"{log}\n{(self.collector.folder / 'log').read_text()[-2000:]}\n{events}"
 
 
+def own(event: Event) -> Event:
+    """What only Sekisho says of an event."""
+    found: Event = event["unmapped"]["sekisho"]
+    return found
+
+
+def sources(events: list[Event]) -> set[str]:
+    """The protected files that events name."""
+    return {own(event)["source"]["path"] for event in events}
+
+
 def environment() -> dict[str, str]:
     """For commands of this checkout."""
     return os.environ | {"PYTHONPATH": str(REPO)}
@@ -264,9 +290,11 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
 
 
 @pytest.fixture
-def workstation(installed: str, collector: Collector) -> Iterator[Workstation]:
-    """A guest whose agent runs, is enrolled and watches /srv/customers."""
+def workstation(installed: str, collector: Collector, request: pytest.FixtureRequest) -> Iterator[Workstation]:
+    """A guest whose agent runs, is enrolled and watches /srv/customers. The admin's screen is kept as evidence."""
     with VM(base=installed) as vm:
         ws = Workstation(vm, collector)
         ws.configure()
         yield ws
+        EVIDENCE.mkdir(parents=True, exist_ok=True)
+        (EVIDENCE / f"{request.node.name}.txt").write_text(collector.screen())

@@ -5,35 +5,20 @@ unit, and the collector is reached over TLS with a pinned authority. What only h
 power loss, a cut cable, the watchdog's kill. Takes about ten minutes; `SEKISHO_VM=1 pytest tests/vm`.
 """
 
-import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from conftest import needs_a_guest, own, sources
 
 if TYPE_CHECKING:
     from conftest import Workstation
 
-pytestmark = [
-    pytest.mark.timeout(1800),  # the first one installs the guest
-    pytest.mark.skipif(not os.environ.get("SEKISHO_VM"), reason="real USB in a guest: make test-vm (root, 3 GB of disk)"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="real USB in a guest: building its image needs root"),
-]
+pytestmark = needs_a_guest
 
 WATCHDOG_S = 10.0
 """WatchdogSec= of the unit."""
-
-
-def own(event: dict[str, Any]) -> dict[str, Any]:
-    """What only Sekisho says of an event."""
-    found: dict[str, Any] = event["unmapped"]["sekisho"]
-    return found
-
-
-def sources(events: list[dict[str, Any]]) -> set[str]:
-    """The protected files that events name."""
-    return {own(event)["source"]["path"] for event in events}
 
 
 def test_a_contractor_copies_three_files_onto_a_stick(workstation: "Workstation") -> None:

@@ -1,0 +1,187 @@
+"""Whether a file on a medium can hold what it was joined to: a look at both, shorter than the one at copies elsewhere.
+
+Question: are bytes of the sources in it; if not, can they be? Owns: the rules by which that is ruled out. They are strict, as
+"other" means that nothing is told: no window and hardly a word of any read file is in it, and it is smaller than the smallest
+of them can be packed, or plain text as they are, or the very bytes of an unprotected file of its size. Whatever is encrypted,
+packed, encoded or compared in part only stays unknown. Must not know names, programs or policy.
+
+At most `HEAD` bytes and some blocks of the file are read and it is closed at once: nothing on a medium stays open for longer
+than that takes. Nothing is written there, not even a time of access. Nothing of the contents is kept or leaves this room.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+from agent.contract.event import path_bytes
+from agent.core.facts import Compared, Fact
+from agent.sense import likeness
+
+HEAD = 1 << 20
+_OF_SOURCES = 2 << 20
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_WINDOWS = 16
+_WINDOWS_IN_ALL = 48
+_TINY = 64
+_FULL = 0.97
+"""Blocks that a quick pass makes no smaller than this are random to any packer"""
+_FULL_PACKED, _PACKED, _UNPACKED = 0.9, 0.3, 0.02
+"""To which part of its quick size a packer may bring a file: random bytes, others, and what itself is a container or a picture,
+which may be unpacked, made smaller and packed anew"""
+_CONTAINERS = (
+    *(b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"Rar!", b"\x1f\x9d"),
+    *(b"%PDF", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"OggS", b"ID3", b"fLaC", b"\x1aE\xdf\xa3", b"II*", b"MM\0*"),
+    *(b"\xd0\xcf\x11\xe0", b"BM", b"SQLite", b"\x7fELF"),
+)
+_FEW_WORDS = 0.15
+_SAME_AMOUNT = 0.02
+_RUN = 32
+
+
+class Question(Protocol):
+    """See `core.doubts.Doubt`."""
+
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def sources(self) -> list[str]: ...
+    @property
+    def others(self) -> list[str]: ...
+    @property
+    def whole(self) -> bool: ...
+    @property
+    def piece(self) -> bool: ...
+    @property
+    def decoys(self) -> list[str]: ...
+
+
+class _Seen(NamedTuple):
+    """What was read of a file: its first bytes, and blocks spread over it."""
+
+    size: int
+    head: bytes
+    blocks: list[bytes]
+
+
+def look(asked: Iterable[Question], now_ms: int) -> Iterator[Fact]:
+    """Compared for each question."""
+    for doubt in asked:
+        try:
+            alike = _judge(doubt)
+        except OSError:
+            alike = "unknown"  # a medium that was pulled, a disk that fails
+        yield Compared(at_ms=now_ms, key=doubt.key, path=doubt.path, size=doubt.size, alike=alike)
+
+
+def _judge(doubt: Question) -> str:
+    copy = _read(doubt.path, HEAD)
+    if copy is None:
+        return "gone"
+    if copy.size != doubt.size or not copy.size:
+        return "unknown"  # somebody writes to it again
+    each = _OF_SOURCES // max(1, len(doubt.sources) + len(doubt.others))
+    held = [seen for path in doubt.sources if (seen := _read(path, each)) is not None]
+    if any(source.size == copy.size and _same(copy, source) for source in held):
+        return "same"
+    if any(_same(copy, decoy) for path in doubt.decoys if (decoy := _read(path, HEAD)) is not None):
+        return "decoy"
+    if _agrees(copy, [source.head for source in held]):
+        return "same"
+    others = [seen for path in doubt.others if (seen := _read(path, each)) is not None]
+    if not doubt.whole or doubt.piece or len(held) + len(others) != len(doubt.sources) + len(doubt.others):
+        return "unknown"
+    everything = [*held, *others]
+    if _touches(copy, everything):
+        return "unknown"
+    return "other" if _too_small(copy, everything) or _another_text(copy, everything) else "unknown"
+
+
+def _read(path: str, most: int) -> _Seen | None:
+    """The first `most` bytes of a regular file, and blocks of the rest; None if it can't be had."""
+    raw = path_bytes(path)
+    try:
+        fd = os.open(raw, _FLAGS | os.O_NOATIME)
+    except (OSError, ValueError):
+        return None  # gone, or refused
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        head = os.pread(fd, min(most, found.st_size), 0)
+        rest = found.st_size - likeness.BLOCK
+        places = likeness.places(found.st_size, likeness.BLOCKS, likeness.BLOCK) if rest > 0 else ()
+        return _Seen(found.st_size, head, [os.pread(fd, likeness.BLOCK, at) for at in places])
+    finally:
+        os.close(fd)
+
+
+def _same(one: _Seen, other: _Seen) -> bool:
+    least = min(len(one.head), len(other.head))
+    return one.size == other.size and one.blocks == other.blocks and one.head[:least] == other.head[:least]
+
+
+def _agrees(copy: _Seen, heads: list[bytes]) -> bool:
+    """The look that is taken at copies elsewhere, too: parts, encodings, the words of an export."""
+    if copy.size <= _TINY:
+        return False  # so few bytes are in many files
+    return likeness.shared(copy.head, heads) or likeness.words(copy.head, heads)
+
+
+def _touches(copy: _Seen, sources: list[_Seen]) -> bool:
+    """Whether any window of one is in the other, as it is or decoded, or too many words are."""
+    heads = [source.head for source in sources]
+    if copy.size <= _TINY:
+        bare = copy.head.strip()
+        return not bare or any(bare in head for head in heads) or any(source.size > len(source.head) for source in sources)
+    ours = [copy.head, *likeness.decoded(copy.head)]
+    if any(window in head for each in ours for window in _windows(each, _WINDOWS) for head in heads):
+        return True
+    each = max(1, _WINDOWS_IN_ALL // len(sources))
+    return any(window in mine for head in heads for window in _windows(head, each) for mine in ours)
+
+
+def _windows(data: bytes, count: int) -> Iterator[bytes]:
+    for at in likeness.places(len(data), count, likeness.WINDOW):
+        window = data[at : at + likeness.WINDOW]
+        if len(set(window)) >= min(likeness.PLAIN_DISTINCT, len(window)):
+            yield window
+
+
+def _too_small(copy: _Seen, sources: list[_Seen]) -> bool:
+    """Whether not even the smallest source can be in it, however it was packed."""
+    return copy.size < min(_least(source) for source in sources)
+
+
+def _least(source: _Seen) -> float:
+    if not source.head or source.head.startswith(_CONTAINERS) or source.head[4:8] == b"ftyp":
+        return source.size * _UNPACKED
+    ratio = likeness.ratio(source.head)
+    return source.size * (_FULL_PACKED if ratio >= _FULL else min(ratio, 1.0) * _PACKED)
+
+
+def _another_text(copy: _Seen, sources: list[_Seen]) -> bool:
+    """Whether it is text in plain, as all the sources are, and hardly a word of theirs is in it."""
+    if not _plain_text(copy.head) or not all(_plain_text(source.head) for source in sources):
+        return False
+    sizes = [*(source.size for source in sources), sum(source.size for source in sources)]
+    if any(abs(copy.size - size) <= size * _SAME_AMOUNT for size in sizes):
+        return False  # letters may have been exchanged one by one
+    share = likeness.share_of_words(copy.head, [source.head for source in sources])
+    return share is not None and share <= _FEW_WORDS
+
+
+def _plain_text(head: bytes) -> bool:
+    """Words with blanks between them: neither packed, nor written in letters or digits that stand for other bytes."""
+    if b"\0" in head or not head:
+        return False
+    some = head[:65_536]
+    words = some.split()
+    runs = sum(len(word) for word in words if len(word) >= _RUN)
+    digits = len(some) - len(some.translate(None, b"0123456789abcdefABCDEF"))
+    solid = sum(map(len, words))
+    return solid > 0 and runs < solid / 2 and digits < solid * 0.6 and likeness.evenness(some) < likeness.EVEN
