@@ -127,25 +127,29 @@ def _events(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from msgspec import structs
 
-    from agent import identity, spoolfile
+    from agent import identity, spoolfile, words
     from agent.contract.chain import NotWhole
 
     state_dir = _config(args).agent.state_dir
     try:
         whole = spoolfile.verify(state_dir, identity.public_key(state_dir))
     except NotWhole as error:
-        where = f"event {error.seq}: " if error.seq else ""
         if args.output == "json":
             print(json.dumps({"whole": False, "seq": error.seq, "why": error.why}, ensure_ascii=False))
         else:
-            print(f"not whole: {where}{error.why}")
+            key = "verify.bad_event" if error.seq else "verify.bad"
+            print(words.say(_language(), key, seq=error.seq, why=error.why))
         return BAD
     except (spoolfile.SpoolError, identity.IdentityError) as error:
         fail(str(error), BAD)
     if args.output == "json":
         print(json.dumps({"whole": True, **structs.asdict(whole)}))
     else:
-        print(f"whole: {whole}")
+        lang = _language()
+        key = "verify.none" if whole.last < whole.first else "verify.whole"
+        digests = words.say(lang, "verify.digests", count=whole.digests) if whole.digests else ""
+        signed = words.say(lang, "verify.vouched" if whole.vouched else "verify.unvouched", seq=whole.vouched)
+        print(words.say(lang, key, **structs.asdict(whole) | {"digests": digests, "signed": signed}))
     return DONE
 
 

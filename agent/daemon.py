@@ -88,6 +88,7 @@ class Daemon:
         self._listener: socket.socket | None = None
         self._made: list[AnyEvent] = []
         self._config_error = ""
+        self._disproving = False
         self._last_tick = self._last_summary = self._gave_back_ms = 0
         try:
             if record:
@@ -235,6 +236,11 @@ class Daemon:
             self._take_all(sizes.look(self._core.ask(), fact.at_ms))
         if self._core.unlike:
             self._take_all(self._senses.compare(self._core.compare(), fact.at_ms))
+        if self._core.doubtful and not self._disproving:
+            self._disproving = True
+            while self._core.doubtful:  # each answer may lead to the next question
+                self._take_all(self._senses.disprove(self._core.doubt(), fact.at_ms))
+            self._disproving = False
         if self._core.unmarked:
             self._take_all(self._senses.follow_copies(self._core.mark(), fact.at_ms))
         if len(self._made) >= _HAND_ON:

@@ -76,21 +76,28 @@ class Recorder:
                     self._changed.wait()
                 if not self._backlog and self._state is None:
                     return
-                group, state = self._backlog.take(_GROUP), self._state
-                last = self._backlog.all_taken
-            try:
-                self._spool.append(group, state if last else None)
-            except SpoolError as error:
-                self.last_error = str(error)
-                with self._changed:
-                    if self._stop:
-                        return
-                    self._changed.wait_for(lambda: self._stop, _RETRY_S)  # not for more events: they can't be written either
+            if self._write():
+                self._wake_sender()
                 continue
-            self.last_error = ""
-            self.recorded += len(group)
             with self._changed:
-                self._backlog.done()
-                if last and self._state is state:
-                    self._state = None
-            self._wake_sender()
+                if self._stop:
+                    return
+                self._changed.wait_for(lambda: self._stop, _RETRY_S)  # not for more events: they can't be written either
+
+    def _write(self) -> bool:
+        """The oldest events, and the state once none waits behind them. What was written is not held on to."""
+        with self._changed:
+            group, state = self._backlog.take(_GROUP), self._state
+            last = self._backlog.all_taken
+        try:
+            self._spool.append(group, state if last else None)
+        except SpoolError as error:
+            self.last_error = str(error)
+            return False
+        self.last_error = ""
+        self.recorded += len(group)
+        with self._changed:
+            self._backlog.done()
+            if last and self._state is state:
+                self._state = None
+        return True

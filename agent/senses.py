@@ -10,16 +10,19 @@ import contextlib
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from agent import config
 from agent.core import facts
+from agent.core.doubts import Doubt
 from agent.core.facts import Fact
 from agent.core.pipeline import MountWatch
-from agent.core.staging import Ask
+from agent.core.staging import MOST_ASKED, Ask
 from agent.guard import Guard
-from agent.sense import Sensor, SensorError, standing
+from agent.sense import Sensor, SensorError, disproof, standing
+from agent.sense.allowance import Allowance
 from agent.sense.arming import READ_MS as ARMED_MS
 from agent.sense.arming import Arming
 from agent.sense.fanotify import Fanotify
@@ -68,6 +71,8 @@ class Senses:
         self._held: dict[int, int] = {}
         self._mounting: dict[int, int] = {}
         self._seen_trees: set[str] = set()
+        self._asked: deque[Ask] = deque(maxlen=MOST_ASKED)
+        self._allowance = Allowance()
         self._told_process: dict[int, facts.Process] = {}
         self._new_pids = self._stirred = False
         self._last_trees = self._mounts_at = self._ticks = 0
@@ -168,6 +173,8 @@ class Senses:
         """All that is to be read."""
         gone = self._media_came(ready, now_ms)
         self._look_elsewhere(ready, now_ms)
+        if self._asked:
+            self._take_all(self.compare([], now_ms))
         if gone:
             self._take_files(now_ms)  # also what came since we were woken: it was done before its medium went
         elif self._files.fileno() in ready:
@@ -243,8 +250,23 @@ class Senses:
             self._nodes.close()
 
     def compare(self, asked: list[Ask], now_ms: int) -> Iterator[Fact]:
-        """Look at files elsewhere that may be copies of protected ones."""
-        return self.arming.look(asked, now_ms) if self.arming is not None else iter(())
+        """Look at files elsewhere that may be copies of protected ones; for what there is no time now, in a later turn."""
+        self._asked.extend(asked)
+        while self._asked and self.arming is not None and self._allowance.left:
+            question = self._asked.popleft()
+            with self._allowance.spending():
+                answers = list(self.arming.look([question], now_ms))
+            yield from answers
+
+    def disprove(self, doubtful: list[Doubt], now_ms: int) -> Iterator[Fact]:
+        """Look at files on media that may hold what their writers read; where there is no time, that is not known."""
+        for doubt in doubtful:
+            if not self._allowance.left:
+                yield facts.Compared(at_ms=now_ms, key=doubt.key, path=doubt.path, size=doubt.size, alike="unknown")
+                continue
+            with self._allowance.spending():
+                answers = list(disproof.look([doubt], now_ms))
+            yield from answers
 
     def follow_copies(self, copies: list[tuple[bytes, str]], now_ms: int) -> Iterator[Fact]:
         """Watch these copies, wherever they go; what of them is gone is told."""
@@ -282,9 +304,13 @@ class Senses:
     def _look_elsewhere(self, ready: set[int], now_ms: int) -> None:
         """Whoever opens a medium's device is about to mount it, in a namespace of its own perhaps: look there for a while."""
         if self._nodes is not None and self._nodes.fileno() in ready:
-            for pid in self._nodes.openers():
+            for pid in self._nodes.openers(now_ms):
+                self._on_pid(pid)
                 if self._mounts.foreign(pid):
                     self._mounting[self._mounts.eldest(pid)] = now_ms + _MOUNTING_MS
+            if written := list(self._nodes.written()):
+                self._take_files(now_ms)  # what was read for that comes first
+                self._take_all(written)
         for pid, until_ms in list(self._mounting.items()):
             self._take_elsewhere(pid, now_ms)
             if not until_ms - _MOUNTING_MS <= now_ms < until_ms:
@@ -336,6 +362,8 @@ class Senses:
                 fact.process = self._processes.learn(fact.process, now_ms, at_ns)
                 self._told_process[fact.process.pid] = fact.process
                 self._held[fact.process.pid] = now_ms + _ATTENTIVE_MS
+                if isinstance(self._files, Fanotify):  # before what it writes is told
+                    self._take_all(self._files.other_names(fact.process.files, now_ms))
             self._take(fact)
         if self.arming is not None and self.arming.armed and not self._processes.programs.armed:
             self._follow_programs()

@@ -80,14 +80,6 @@ class Whole(Struct, frozen=True):
     digests: int
     vouched: int
 
-    def __str__(self) -> str:
-        """One sentence for people."""
-        if self.last < self.first:
-            return f"no events yet in epoch {self.epoch}"
-        gone = f", {self.digests} of them as digests only" if self.digests else ""
-        signed = f"; signatures vouch up to {self.vouched}" if self.vouched else "; no signature vouches for them yet"
-        return f"events {self.first} to {self.last} of epoch {self.epoch}{gone}{signed}"
-
 
 class _Stamp(Struct):
     seq: int = 0

@@ -158,6 +158,17 @@ WORDS: dict[str, tuple[str, str]] = {
         "上限がないため、大量の持ち出しや少量ずつの持ち出しを検知しません",
     ),
     "limit_none.fix": ("remove `limit = []` for the defaults", "`limit = []` を消すと既定値になります"),
+    # verify
+    "verify.whole": (
+        "whole: events {first} to {last} of epoch {epoch}{digests}{signed}",
+        "改ざんなし: epoch {epoch} の記録 {first} から {last} まで{digests}{signed}",
+    ),
+    "verify.none": ("whole: no events yet in epoch {epoch}", "改ざんなし: epoch {epoch} の記録はまだありません"),
+    "verify.digests": (", {count} of them as digests only", "、うち {count} 件はダイジェストのみ"),
+    "verify.vouched": ("; signatures vouch up to {seq}", "。署名で {seq} まで確認済み"),
+    "verify.unvouched": ("; no signature vouches for them yet", "。署名による確認はまだありません"),
+    "verify.bad": ("not whole: {why}", "不正: {why}"),
+    "verify.bad_event": ("not whole: event {seq}: {why}", "不正: 記録 {seq}: {why}"),
     # status
     "status.head": (
         "sekisho-agent {version} on {name}: {health} (pid {pid}, {memory} MiB)",

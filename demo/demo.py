@@ -1,6 +1,6 @@
 """`make demo`: a real collector and a real agent on this machine, a stick, and somebody who copies customer files to it.
 
-Nothing is staged: the commands shown are run, the lines below them are what `sekisho-collector tail -f` prints, and at the end
+Nothing is faked: the commands shown are run, the lines below them are what `sekisho-collector tail -f` prints, and at the end
 the collector's API is asked whether every expected event arrived (exit 1 and what is missing otherwise). All of it happens in
 one scratch directory, which is removed, and mounts are undone, also after Ctrl-C.
 
@@ -14,6 +14,7 @@ import json
 import os
 import pwd
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -358,13 +359,56 @@ sys.stdin.read()
 # -- the story ---------------------------------------------------------------------------------------------------------
 
 
+class Shell:
+    """A shell that the person logged in to, before anything else happened; its commands are run one after the other."""
+
+    END = "the command ended with"
+
+    def __init__(self, environment: dict[str, str], log_in: Callable[[], None]) -> None:
+        self.process = subprocess.Popen(
+            ["bash", "-s"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd="/",
+            preexec_fn=log_in,  # noqa: PLW1509 (no thread is there yet)
+        )
+
+    def run(self, command: str) -> tuple[int, str]:
+        """A command's exit status and what it said. Raises Missing if the shell itself is gone."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{{ {command}\n}} </dev/null; echo {self.END} $?\n")
+        self.process.stdin.flush()
+        said = []
+        for line in self.process.stdout:
+            if line.startswith(self.END):
+                return int(line.rsplit(" ", 1)[1]), "".join(said).strip()
+            said.append(line)
+        raise Missing(f"the shell ended: {''.join(said).strip()}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 class Story:
     """The steps, each shown, run, and checked at the collector."""
 
     def __init__(self, house: House, person: Person, root: bool) -> None:
         self.house, self.person, self.root = house, person, root
         self.missing: list[str] = []
-        self.environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "C": str(house.customers), "LC_ALL": "C.UTF-8"}
+        stick, home = str(house.media / "stick"), str(house.home)
+        path = os.environ.get("PATH", "/usr/bin:/bin")
+        environment = {"PATH": path, "LC_ALL": "C.UTF-8", "C": str(house.customers), "STICK": stick, "HOME": home}
+        self.login = Shell(environment, person.log_in_and_drop_root)
+        self.as_root = Shell(environment, person.log_in)
+
+    def close(self) -> None:
+        """The person logs out."""
+        self.login.close()
+        self.as_root.close()
 
     @contextmanager
     def expecting(self, title: str, **codes: int) -> Iterator[None]:
@@ -390,20 +434,16 @@ class Story:
             return
         say(paint(f"  ({time.monotonic() - done:.1f} s after the command ended)", "2"))
 
-    def shell(self, command: str, as_root: bool = False, inside: "Elsewhere | None" = None) -> None:
-        """Show a shell command and run it as the person at the keyboard, `inside` a network namespace or here."""
+    def shell(self, command: str, as_root: bool = False, inside: Elsewhere | None = None) -> None:
+        """Show a shell command and let the person at the keyboard run it, `inside` a network namespace or here."""
         say(f"{paint('#' if as_root else '$', '2')} {paint(command, '1')}")
-        before_exec = self.person.log_in if as_root else self.person.log_in_and_drop_root
-        environment = self.environment | {"STICK": str(self.house.media / "stick"), "HOME": str(self.house.home)}
-        words = ["bash", "-c", command]
-        if inside:  # entering a network namespace takes root: only then does the person take over
-            before_exec = self.person.log_in
-            words = [*inside.prefix, *self.person.instead_of_root(), *words]
-        done = subprocess.run(
-            words, env=environment, cwd="/", preexec_fn=before_exec, capture_output=True, text=True, timeout=60
-        )
-        if done.returncode:
-            self.missing.append(f"{command} ended with {done.returncode}: {done.stderr.strip()}")
+        if inside:  # entering a network namespace takes root; then the person takes over
+            words = [*inside.prefix, *self.person.instead_of_root(), "bash", "-c", command]
+            status, said = self.as_root.run(shlex.join(words))
+        else:
+            status, said = (self.as_root if as_root else self.login).run(command)
+        if status:
+            self.missing.append(f"{command} ended with {status}: {said}")
 
     def plug(self) -> None:
         """Plug the stick in: a real file system of its own where root can mount one, else a folder."""
@@ -522,6 +562,7 @@ def main() -> int:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # nothing may stop the cleaning up
+        story.close()
         house.close()
         if args.keep:
             say(f"\nEverything is left in {scratch}: configuration, spool, store, logs.")

@@ -1,4 +1,4 @@
-"""A FUSE server by hand, for one file `f`, which never answers the requests it is told to ignore: `python silent_fuse.py MOUNT UID OP…`.
+"""A FUSE server by hand, for one file `f`, which never answers the requests named: `python silent_fuse.py MOUNT UID OP…`.
 
 Sources: <linux/fuse.h> for the requests' numbers and layouts. It mounts as root and then has the user's ids, as sshfs has.
 """

@@ -1,15 +1,11 @@
 """`sekisho-agent check`: what it says of a machine and a configuration, in both languages, before anything runs."""
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from agent import checkup, config
-from agent.contract.words import BLIND, REASONS
-
-ROOT = Path(__file__).parent.parent
 
 
 def checked(tmp_path: Path, text: str = "") -> dict[str, checkup.Result]:
@@ -60,12 +56,3 @@ def test_what_a_sensor_lacks_is_said_in_the_readers_language() -> None:
     assert lack.says("en") == "uploads and other connections (sock_diag: refused)"
     assert lack.says("ja") == "アップロードなどの通信 (sock_diag: refused)"
     assert lack.as_dict()["says"] == lack.says("en")
-
-
-@pytest.mark.parametrize(("heading", "table"), [("## What `agent.gap` says", REASONS), ("## What `blind` says", BLIND)])
-def test_every_code_that_operations_explains_has_words_and_the_reverse(heading: str, table: dict[str, tuple[str, str]]) -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
-    part = page.split(heading)[1].split("\n## ")[0]
-    cells = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
-    explained = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
-    assert explained == set(table)

@@ -44,6 +44,7 @@ EDGE_HELPERS = {
     "fanotify_events",
     "procfs",
     "sockdiag",
+    "cgroup",
     "pairs",
     "programs",
     "passwd",

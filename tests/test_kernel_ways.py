@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.facts import Fact, WayClosed, WayHeld
+from agent.core.facts import Fact, Lost, WayClosed, WayHeld
 from agent.sense import fusemount, handles, sockdiag, sockets
 from agent.sense.connects import Connects
-from agent.sense.sockdiag import Namespace, spoken
+from agent.sense.sockdiag import Namespace, Socket, spoken
 from tests.far import NEEDS, Far, far
 
 pytestmark = NEEDS
@@ -252,3 +252,37 @@ def test_root_may_act_on_a_users_fuse_mount_as_that_user(machine: Far, tmp_path:
         assert os.getresuid() == (0, 0, 0) and os.getresgid() == (0, 0, 0)
     finally:
         subprocess.run(["umount", "-l", mount], check=True)
+
+
+def test_nobody_hides_a_far_machine_by_naming_its_address_his_own(sensor: sockets.Sockets) -> None:
+    """In a network namespace that a person makes without privilege, any address can be had."""
+    far = Socket(1, sockdiag.TCP, sockdiag.ESTABLISHED, (b"\x0a\0\0\1", 4000), (bytes([203, 0, 113, 77]), 443), 1, 0, 5)
+    person = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urn"]
+    shell = 'ip link set lo up; ip addr add 203.0.113.77/32 dev lo; exec /usr/bin/python3 -c "$0"'
+    code = (
+        "import socket; a = socket.create_server(('203.0.113.77', 999)); b = socket.create_connection(('203.0.113.77', 999));"
+        "print('there', flush=True); input()"
+    )
+    reader = subprocess.Popen([*person, "sh", "-c", shell, code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None
+    if reader.stdout.readline() != "there\n":
+        pytest.skip("needs user namespaces without privilege, and ip(8)")
+    try:
+        assert sensor._outside(far)
+        sensor.reading(reader.pid, 0, now_ms())
+        until(sensor, lambda _: len(sensor._namespaces) > 1)
+        assert sensor._outside(far)
+    finally:
+        reader.communicate("\n")
+    namespaces = len(sensor._namespaces)
+    later = now_ms() + sockets._UNUSED_MS + 1_000
+    list(sensor.drain(later))
+    assert namespaces == 2 and list(sensor._namespaces) == [0], "a namespace that ended is kept for ever"
+
+
+def test_ends_that_the_kernel_dropped_are_counted(sensor: sockets.Sockets) -> None:
+    sensor.reading(os.getpid(), 0, now_ms())
+    sensor._namespaces[0].lost = True
+    told = list(sensor.drain(now_ms()))
+    assert [fact.reason for fact in told if isinstance(fact, Lost)] == ["connects_overflow"]
+    assert not [fact for fact in sensor.drain(now_ms()) if isinstance(fact, Lost)]

@@ -158,6 +158,17 @@ def test_losses_and_blindness_are_told_in_japanese_too() -> None:
     assert said("agent.sensors", "ja", detail=detail) == "inotify: 見えないもの: 操作したプログラム、操作した人"
 
 
+def test_acts_on_records_are_told_in_the_readers_language() -> None:
+    looked = {"filter": {"event": "copy.*", "user": "sato"}, "count": 3, "since": AT}
+    assert said("record.viewed", detail=looked) == "records were looked at by test: event=copy.*, user=sato, 3 times"
+    assert said("record.viewed", "ja", detail=looked) == "記録が閲覧されました (test による): event=copy.*、user=sato、3 回"
+    seen = json.loads(raw("record.viewed", detail={"filter": {}, "count": 1}))
+    seen["actor"] = {"user": {"name": "kato"}}  # a person stands in a column of their own
+    assert show.what(event.read(json.dumps(seen).encode())) == "records were looked at: all of them"
+    assert show.what(event.read(json.dumps(seen).encode()), "ja") == "記録が閲覧されました: すべて"
+    assert said("record.erased", detail={"count": 7}) == "the content of 7 old events was erased, their proofs kept"
+
+
 def test_every_code_that_operations_explains_has_words() -> None:
     page = (Path(__file__).parent.parent / "docs" / "operations.md").read_text("utf-8")
     for heading, table in (("## What `agent.gap` says", words.REASONS), ("## What `blind` says", words.BLIND)):

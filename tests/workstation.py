@@ -13,6 +13,7 @@ from ocsf_check import problems
 
 from agent.contract.event import seal
 from agent.core import facts
+from agent.core.doubts import Doubt
 from agent.core.facts import Device, OpenFile, Process
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
 
@@ -154,6 +155,8 @@ class Workstation:
         self.keys: dict[str, bytes] = {}
         self.writers: set[int] = set()
         self.stick = ""
+        self.alike: dict[str, str] = {}
+        self.doubts: list[Doubt] = []
         self._pids = itertools.count(1000)
         self._keys = itertools.count(1)
         self._mounts: dict[str, list[tuple[int, str]]] = {}
@@ -177,6 +180,11 @@ class Workstation:
             size = self.sizes.get(path)
             inode = None if size is None else int.from_bytes(self.keys[path][-4:], "big")
             self.tell(facts.Sized(at_ms=self.now, path=path, size=size, inode=inode))
+        for doubt in self.core.doubt():
+            self.doubts.append(doubt)
+            alike = self.alike.get(doubt.path, "unknown")
+            if alike:  # else nobody answers
+                self.tell(facts.Compared(at_ms=self.now, key=doubt.key, path=doubt.path, size=doubt.size, alike=alike))
         return self
 
     def wait(self, seconds: float) -> "Workstation":

@@ -200,6 +200,22 @@ class _Pieces(dict[str, str]):
     def _why(self) -> str:
         return self._word(REASONS, self.ours.lost.reason) if self.ours.lost is not UNSET else self.texts["something"]
 
+    def _by_app(self) -> str:
+        """Of an act: the program or token, where no person is known; a person stands in a column of their own."""
+        name = self.seen.actor.get("app_name")
+        return self.texts["by"].format(harmless(name, 64)) if isinstance(name, str) and name else ""
+
+    def _chosen(self) -> str:
+        """By which filter records were looked at, and how often if more than once."""
+        given, count = self.ours.detail.get("filter"), self.ours.detail.get("count")
+        pairs = [harmless(f"{key}={value}", 80) for key, value in given.items()] if isinstance(given, dict) else []
+        often = self.texts["chosen.times"].format(count) if type(count) is int and count > 1 else ""
+        return (self.texts["list"].join(pairs[:12]) or self.texts["chosen.all"]) + often
+
+    def _erased(self) -> str:
+        count = self.ours.detail.get("count")
+        return str(count) if type(count) is int else "?"
+
     def _last_seen(self) -> str:
         at = self.ours.detail.get("last_seen")
         return time_text(at, self.zone) if type(at) is int else self.texts["never"]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from agent.core.dest import Dest, Left
 from agent.core.facts import OpenFile
+from agent.core.pieces import TINY
 from agent.core.reads import Read
 
 WAIT_MS = 300
@@ -61,7 +62,7 @@ class Doubts:
         self._protected = protected
         self.asked: list[Doubt] = []
         self._open: tuple[Dest, list[Left], list[OpenFile]] | None = None
-        self._until_ms = self._second = self._count = 0
+        self.until_ms = self._second = self._count = 0
         self._wrote: dict[tuple[int, str], deque[_Wrote]] = {}
         self._elsewhere: dict[bytes, OpenFile] = {}
         self._sized: dict[int, dict[bytes, None]] = {}
@@ -73,7 +74,7 @@ class Doubts:
 
     def overdue(self, now_ms: int) -> bool:
         """Whether the edge did not answer in time."""
-        return self._open is not None and not 0 <= self._until_ms - now_ms <= WAIT_MS
+        return self._open is not None and not 0 < self.until_ms - now_ms <= WAIT_MS
 
     # -- what is written -----------------------------------------------------------------------------------------------
 
@@ -114,21 +115,23 @@ class Doubts:
             return False
         if mount.way != "mount" or mount.view or mount.fs.startswith(_SERVED):
             return False  # a server that may be slow, or gone, would be asked
-        if self._second != now_ms // 1000:
-            self._second, self._count = now_ms // 1000, 0
-        self._count += 1
-        if self._count > _MOST_A_SECOND:
-            return False
-        decoys = self._decoys(dest, held)
         sources = dict.fromkeys(each.read.opened for each in left)
         others = dict.fromkeys(read.opened for read in islice(near(), _COMPARED + 1) if read.opened not in sources)
-        whole = len(sources) + len(others) <= _COMPARED
+        decoys, whole = self._decoys(dest, held), len(sources) + len(others) <= _COMPARED
+        if not (whole or decoys) or not self._may_ask(now_ms):
+            return False
         named = list(sources)[:_COMPARED]
         rest = list(others)[: _COMPARED - len(named)]
         paths = [each.path for each in decoys]
         self.asked.append(Doubt(dest.key, dest.path, dest.size, named, rest, whole, self._piece(dest), paths))
-        self._open, self._until_ms = (dest, left, decoys), now_ms + WAIT_MS
+        self._open, self.until_ms = (dest, left, decoys), now_ms + WAIT_MS
         return True
+
+    def _may_ask(self, now_ms: int) -> bool:
+        if self._second != now_ms // 1000:
+            self._second, self._count = now_ms // 1000, 0
+        self._count += 1
+        return self._count <= _MOST_A_SECOND
 
     def _decoys(self, dest: Dest, held: list[OpenFile]) -> list[OpenFile]:
         size = dest.size or 0
@@ -139,6 +142,8 @@ class Doubts:
     def _piece(self, dest: Dest) -> bool:
         """Whether its writer wrote others of its size just before or after, or larger ones that have one size."""
         size = dest.size or 0
+        if size <= TINY:
+            return False
         near_ms = _AT_ONCE_MS + size // _BYTES_A_MS
         others = [
             each.size

@@ -40,6 +40,7 @@ class Process(Struct, omit_defaults=True, kw_only=True):
     `loginuid` is None where the kernel has none. `pipes` are the channels it held (stdin, stdout and others), `ends` of each:
     1 its reading end or the first socket of the pair, 2 the other, 3 both, 0 not told. `blind`: it was ending when it was
     looked at, so that what it held was not seen.
+    `unit` is the systemd unit it runs in, `container` the id or name of a container, `image` what that was made from.
     `known`: "exact" read from /proc while alive, "cached" from the proc connector (then exe and argv may be missing).
     """
 
@@ -61,6 +62,9 @@ class Process(Struct, omit_defaults=True, kw_only=True):
     blind: bool = False
     files: list[OpenFile] = []
     parents: list[Parent] = []
+    unit: str = ""
+    container: str = ""
+    image: str = ""
     known: str = "exact"
     ended_ms: int | None = None
 
@@ -239,6 +243,16 @@ class Unmounted(Fact):
     namespace: int = 0
 
 
+class NodeWritten(Fact):
+    """Process `pid` wrote to a block device itself, not to a file system on it, and it was closed since. `node` is
+    "major:minor", `path` that in /dev; `since_ms`: not open for that before this moment."""
+
+    pid: int
+    node: str
+    path: str
+    since_ms: int
+
+
 class WayHeld(Fact):
     """Process `pid` has a way out open that is no mount: a phone's node, a socket to elsewhere, a printer, a Bluetooth peer.
 
@@ -397,6 +411,7 @@ AnyFact = (
     | Unplugged
     | Mounted
     | Unmounted
+    | NodeWritten
     | WayHeld
     | WayClosed
     | WayUsed

@@ -253,7 +253,8 @@ class Joins:
     @property
     def due_ms(self) -> int | None:
         """When something settles next, at the latest; None if nothing is waiting."""
-        return self._timetable[0][0] if self._settling else None
+        due_ms = self._timetable[0][0] if self._settling else None
+        return due_ms if self._doubts.open is None else min(due_ms or self._doubts.until_ms, self._doubts.until_ms)
 
     def forgotten(self, now_ms: int, media_there: bool) -> Lost | None:
         """What was given up for room since this was last told, once a minute at most; it matters only while media are there."""

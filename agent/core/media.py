@@ -249,6 +249,11 @@ class Media:
         """All mounts of a medium."""
         return [mount for mount in self.mounts.values() if mount.medium.id == medium.id]
 
+    def raw(self, node: str) -> Mount | None:
+        """A medium's block device itself, as if it were a mount of it without a place; None if it is that of no medium."""
+        medium = next((each for each in self.present.values() if node in each.nodes), None)
+        return Mount(medium=medium, mount="", under="") if medium is not None else None
+
     def watches(self) -> Iterator[MountWatch]:
         """The mounts that the daemon must have marked now."""
         for (namespace, mount_id), mount in self.mounts.items():

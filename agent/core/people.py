@@ -24,7 +24,10 @@ _MOST = 8_192
 _KEPT_DEAD_MS = 60_000
 _MAX_ANCESTORS = 12
 _NEAR_GENERATIONS = 3
-_KEPT = ("start", "began_ms", "ppid", "loginuid", "login_user", "user", "session", "tty", "remote", "argv", "parents")
+_KEPT = (
+    *("start", "began_ms", "ppid", "loginuid", "login_user", "user", "session", "tty", "remote"),
+    *("unit", "container", "image", "argv", "parents"),
+)
 _BEFORE_MS = 10_000
 """A pipe keeps what a stage wrote that ended before the shell came to fork the next one"""
 _MOST_SEARCHED = 4_096
@@ -40,6 +43,9 @@ def _cleaned(process: Process) -> Process:
         session=clean(process.session),
         tty=clean(process.tty),
         remote=clean(process.remote),
+        unit=clean(process.unit),
+        container=clean(process.container),
+        image=clean(process.image),
     )
 
 

@@ -39,8 +39,12 @@ __all__ = ["Core", "CoreConfig", "MountWatch", "ProtectedDir", "WindowLimit"]
 MOST_AT_ONCE = 2_000
 """Events that one `feed` hands out: an archive of 50,000 files must not fill the memory. The rest comes with the next facts."""
 _SWEEP_MS = 10_000
+_MOST_HELD = 512
 _KEEP_MS = 1_000
 _KEEP_BYTES_A_MS = 64
+_UNEVEN_MS = 1_000
+"""What was read in one go is told with the time at which that began, a process looked at meanwhile with its own: that is no
+clock set back, for which all that waits would be settled at once."""
 
 
 _SETTLES = (facts.Tick, facts.Stopping)
@@ -84,6 +88,7 @@ class Core:
         self._staging = Staging(self._lineage)
         self.unlike, self.unmarked = self._staging.asked, list[tuple[bytes, str]]()
         self._untold_since_ms = 0
+        self._held_lately: dict[bytes, facts.OpenFile] = {}
         self._history = history.History()
         self._joins = Joins(self._people, self._is_protected, self._known_as)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
@@ -115,6 +120,7 @@ class Core:
             facts.Unplugged: self._on_unplugged,
             facts.Mounted: self._on_mounted,
             facts.Unmounted: self._on_unmounted,
+            facts.NodeWritten: self._on_node_written,
             facts.WayHeld: self._on_way_held,
             facts.WayClosed: self._on_way_closed,
             facts.WayUsed: self._on_way_used,
@@ -134,7 +140,7 @@ class Core:
     def feed(self, fact: facts.Fact) -> list[AnyEvent]:
         """One fact in, the events that it leads to out; also those that were only waiting for time to pass."""
         at_ms = fact.at_ms
-        back, self._now_ms = at_ms < self._now_ms, at_ms
+        back, self._now_ms = at_ms < self._now_ms - _UNEVEN_MS, at_ms
         if back or isinstance(fact, _SETTLES):
             self._arrived(self._joins.due(at_ms, back))
         told = self._stages[type(fact)](fact)
@@ -159,6 +165,11 @@ class Core:
     # -- who -----------------------------------------------------------------------------------------------------------
 
     def _on_proc_seen(self, fact: facts.ProcSeen) -> Iterator[Event]:
+        for file in fact.process.files:
+            self._held_lately.pop(file.key, None)
+            self._held_lately[file.key] = file
+            if len(self._held_lately) > _MOST_HELD:
+                del self._held_lately[next(iter(self._held_lately))]
         if self._people.seen(fact):
             self._joins.forget(fact.process.pid)
             self._ways.forget(fact.process.pid)
@@ -216,6 +227,11 @@ class Core:
         return ()
 
     def _on_closed(self, fact: facts.Closed) -> Iterable[Event]:
+        if not fact.path:  # removed by now; whoever was seen with it in hand tells what it was
+            held = self._held_lately.get(fact.key)
+            if held is None:
+                return ()
+            fact.path, fact.size = held.path, held.size
         root, mount = self._place(fact)
         if root is not None:
             return self._noted(root, fact, history.WRITE)
@@ -351,6 +367,16 @@ class Core:
                 verdict = self._judging.decide(mount.medium, fact.at_ms)
                 yield self._writer.unmounted(mount, verdict, self._people.session, fact.at_ms)
 
+    def _on_node_written(self, fact: facts.NodeWritten) -> Iterable[Event]:
+        """What is on a device is known to nobody who reads only its file systems: what its writer read may be there."""
+        mount = self._media.raw(fact.node)
+        if mount is not None:
+            key, path = fact.node.encode(), clean_path(fact.path)
+            self._joins.created(facts.Created(at_ms=fact.since_ms, pid=fact.pid, key=key, path=path), mount)
+            arrival = self._joins.closed(facts.Closed(at_ms=fact.at_ms, pid=fact.pid, key=key, path=path), mount, None)
+            self._arrived((arrival,))
+        return ()
+
     # -- ways out that are no mounts -----------------------------------------------------------------------------------
 
     def _on_way_held(self, fact: facts.WayHeld) -> Iterable[Event]:
@@ -424,6 +450,8 @@ class Core:
     def _arrived(self, arrivals: Iterable[Settled | None]) -> None:
         for arrival in arrivals:
             if isinstance(arrival, Arrival):
+                if not arrival.left and not arrival.mount.mount:
+                    continue  # a device that was formatted, partitioned, checked
                 self._waiting.extend((arrival, left) for left in self._staging.spread(arrival.left) or (None,))
             elif arrival is not None:
                 self._staging.consider(arrival)

@@ -45,7 +45,14 @@ class Spoken:
                 )
             )
         self.actor = Raw(_encode(actor))
-        bare = ProcessInfo(pid=process.pid, exe=process.exe or UNSET, start=process.start or UNSET)
+        bare = ProcessInfo(
+            pid=process.pid,
+            exe=process.exe or UNSET,
+            start=process.start or UNSET,
+            unit=process.unit or UNSET,
+            container=process.container or UNSET,
+            image=process.image or UNSET,
+        )
         self.process_bare = Raw(_encode(bare))
         bare.argv = process.argv or UNSET
         parents = [ParentInfo(pid=each.pid, exe=known_text(each.exe)) for each in process.parents[:16]]

@@ -239,6 +239,8 @@ class Arming:
         if looked is None or looked[1] is None:
             return
         raw, seen = looked
+        if not seen.st_nlink:
+            yield Closed(at_ms=now_ms, pid=pid, key=key, path="")
         if not raw or not stat.S_ISREG(seen.st_mode) or not seen.st_nlink:
             return
         if raw.startswith(tuple(self._own)) or self._marks.root_of(raw) is not None:

@@ -12,9 +12,10 @@ than that takes. Nothing is written there, not even a time of access. Nothing of
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from agent.contract.event import path_bytes
+from agent.core.doubts import Doubt
 from agent.core.facts import Compared, Fact
 from agent.sense import likeness
 
@@ -24,7 +25,7 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTT
 _WINDOWS = 16
 _WINDOWS_IN_ALL = 48
 _TINY = 64
-_FULL = 0.97
+_SAMPLE, _FULL = 16_384, 0.97
 """Blocks that a quick pass makes no smaller than this are random to any packer"""
 _FULL_PACKED, _PACKED, _UNPACKED = 0.9, 0.3, 0.02
 """To which part of its quick size a packer may bring a file: random bytes, others, and what itself is a container or a picture,
@@ -34,30 +35,9 @@ _CONTAINERS = (
     *(b"%PDF", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"OggS", b"ID3", b"fLaC", b"\x1aE\xdf\xa3", b"II*", b"MM\0*"),
     *(b"\xd0\xcf\x11\xe0", b"BM", b"SQLite", b"\x7fELF"),
 )
-_FEW_WORDS = 0.15
+_FEW_WORDS, _WORDS, _WORDS_LEAST = 0.15, 24, 8
 _SAME_AMOUNT = 0.02
 _RUN = 32
-
-
-class Question(Protocol):
-    """See `core.doubts.Doubt`."""
-
-    @property
-    def key(self) -> bytes: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def sources(self) -> list[str]: ...
-    @property
-    def others(self) -> list[str]: ...
-    @property
-    def whole(self) -> bool: ...
-    @property
-    def piece(self) -> bool: ...
-    @property
-    def decoys(self) -> list[str]: ...
 
 
 class _Seen(NamedTuple):
@@ -68,7 +48,7 @@ class _Seen(NamedTuple):
     blocks: list[bytes]
 
 
-def look(asked: Iterable[Question], now_ms: int) -> Iterator[Fact]:
+def look(asked: Iterable[Doubt], now_ms: int) -> Iterator[Fact]:
     """Compared for each question."""
     for doubt in asked:
         try:
@@ -78,7 +58,7 @@ def look(asked: Iterable[Question], now_ms: int) -> Iterator[Fact]:
         yield Compared(at_ms=now_ms, key=doubt.key, path=doubt.path, size=doubt.size, alike=alike)
 
 
-def _judge(doubt: Question) -> str:
+def _judge(doubt: Doubt) -> str:
     copy = _read(doubt.path, HEAD)
     if copy is None:
         return "gone"
@@ -154,13 +134,13 @@ def _windows(data: bytes, count: int) -> Iterator[bytes]:
 
 def _too_small(copy: _Seen, sources: list[_Seen]) -> bool:
     """Whether not even the smallest source can be in it, however it was packed."""
-    return copy.size < min(_least(source) for source in sources)
+    return all(copy.size < source.size and copy.size < _least(source) for source in sources)
 
 
 def _least(source: _Seen) -> float:
     if not source.head or source.head.startswith(_CONTAINERS) or source.head[4:8] == b"ftyp":
         return source.size * _UNPACKED
-    ratio = likeness.ratio(source.head)
+    ratio = likeness.ratio(source.head, _SAMPLE)
     return source.size * (_FULL_PACKED if ratio >= _FULL else min(ratio, 1.0) * _PACKED)
 
 
@@ -171,8 +151,10 @@ def _another_text(copy: _Seen, sources: list[_Seen]) -> bool:
     sizes = [*(source.size for source in sources), sum(source.size for source in sources)]
     if any(abs(copy.size - size) <= size * _SAME_AMOUNT for size in sizes):
         return False  # letters may have been exchanged one by one
-    share = likeness.share_of_words(copy.head, [source.head for source in sources])
-    return share is not None and share <= _FEW_WORDS
+    some = likeness.some_words(copy.head)
+    some = some[:: -(-len(some) // _WORDS) or 1]
+    found = sum(any(word in source.head for source in sources) for word in some)
+    return len(some) >= _WORDS_LEAST and found <= len(some) * _FEW_WORDS
 
 
 def _plain_text(head: bytes) -> bool:

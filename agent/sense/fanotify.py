@@ -18,10 +18,10 @@ Paths given are as the os module has them, paths inside raw bytes; facts carry `
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from agent.contract.event import path_bytes, path_text
-from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, Moved, Opened
+from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, Moved, Opened, OpenFile
 from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import FIRST as _FIRST
 from agent.sense.fanotify_events import FIXED, Names, heads, names
@@ -197,6 +197,11 @@ class Fanotify:
         """A few hundred files of the protected trees, each call the next ones: those reached by more than one name."""
         yield from links(self._marks, now_ms)
         yield from self._sweep.some(now_ms)
+
+    def other_names(self, files: Iterable[OpenFile], now_ms: int) -> Iterator[Fact]:
+        """Attributes of each protected file that one of these, which somebody holds open elsewhere, is another name of."""
+        for file in files:
+            yield from self._sweep.other_name(path_bytes(file.path), file.key, now_ms)
 
     def rescan(self, mount: str, now_ms: int, since_ms: int = 0) -> Iterator[Fact]:
         """Found for each file below `mount` changed (ctime or mtime) at or after `since_ms`."""

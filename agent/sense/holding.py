@@ -123,6 +123,7 @@ class Holding:
     def _tripped_by(self, pid: int) -> None:
         """The first who opens a protected file: of a pipeline the other stages are known by this look."""
         if pid not in self._own and (learned := self._look(pid, time.monotonic())):
+            self._looked.pop(pid, None)  # what it will have open when it opens a file on a medium is not known by this look
             self._send(("seen", learned))
 
     def _look(self, pid: int, now: float) -> "list[Seen]":

@@ -85,9 +85,14 @@ def _judge(copy: _File, held: list[_File], total: int) -> str:
     return "packed" if _packed(copy, held, total) else "other"
 
 
+def shared(copy: bytes, heads: list[bytes]) -> bool:
+    """Whether windows of the sources are in a file, as it is or decoded, or windows of it in them."""
+    return _found(heads, [copy]) or any(_found([each], heads) for each in (copy, *decoded(copy)))
+
+
 def _shared(copy: _File, held: list[_File], heads: list[bytes]) -> bool:
     """Whether bytes of the sources are in it, as they are or decoded, or bytes of it in them."""
-    if _found(heads, [copy.head]) or any(_found([each], heads) for each in (copy.head, *decoded(copy.head))):
+    if shared(copy.head, heads):
         return True
     return len(held) == 1 and copy.size < held[0].size > SEARCHED and _further_on(copy.head, held[0])
 
@@ -180,16 +185,21 @@ def decoded(copy: bytes) -> Iterator[bytes]:
         return
 
 
-def words(copy: bytes, sources: list[bytes]) -> bool:
-    """Whether the words of a text are those of the sources."""
-    words: dict[bytes, None] = {}
+def some_words(copy: bytes) -> list[bytes]:
+    """Words of a text, from all over it; none if it is no text."""
+    many: dict[bytes, None] = {}
     for at in places(len(copy), BLOCKS, BLOCK):
         block = copy[at : at + BLOCK]
         if b"\0" in block:
-            return False
+            return []
         found = _WORD.findall(block)
-        words |= dict.fromkeys(found[1 :: max(1, len(found) // (_WORDS // BLOCKS))])  # the first may be cut
-    some = list(words)[:_WORDS]
+        many |= dict.fromkeys(found[1 :: max(1, len(found) // (_WORDS // BLOCKS))])  # the first may be cut
+    return list(many)[:_WORDS]
+
+
+def words(copy: bytes, sources: list[bytes]) -> bool:
+    """Whether the words of a text are those of the sources."""
+    some = some_words(copy)
     if len(some) < _WORDS_LEAST:
         return False
     hits = missed = 0
@@ -203,7 +213,7 @@ def words(copy: bytes, sources: list[bytes]) -> bool:
     return hits >= len(some) * _WORDS_ENOUGH
 
 
-def ratio(data: bytes, width: int) -> float:
+def ratio(data: bytes, width: int = _SAMPLE) -> float:
     """How small a quick pass makes some blocks of it."""
     before = after = 0
     for at in places(len(data), 4, width):
@@ -227,7 +237,7 @@ def _packed(copy: _File, sources: list[_File], total: int) -> bool:
     if size < _LEAST or evenness(copy.head) < EVEN:
         return False
     known = sum(file.size for file in sources)
-    small = sum(file.size * min(1.0, ratio(file.head, _SAMPLE)) for file in sources)
+    small = sum(file.size * min(1.0, ratio(file.head)) for file in sources)
     whole = max(total, known)
     tight = _TIGHT if len(sources) == 1 else _TIGHT_OF_SEVERAL
     return whole * (small / known if known else 1.0) * tight <= size <= whole * 1.05 + _HEAD * (len(sources) + 4)

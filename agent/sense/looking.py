@@ -8,6 +8,7 @@ it was told, and hands these facts on.
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from agent.sense.marks import Marks, Root, Seen, key_of
 
 _MOST_GROWING = 4096
 _SWEEP = 400
+_FIND_S, _REST = 0.15, 4
+"""A file's other name is looked for so long at once, and then not for so many times what that took"""
 _LINKS = 2000
 
 
@@ -80,6 +83,7 @@ class Sweep:
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._running: Iterator[tuple[bytes, Seen] | None] | None = None
+        self._rest_until = 0.0
 
     def some(self, now_ms: int) -> Iterator[Fact]:
         """Attributes for each file that turns out to have several names."""
@@ -94,6 +98,22 @@ class Sweep:
             if step is not None:
                 key, (raw, seen) = step
                 yield _linked(key, raw, seen, now_ms)
+
+    def other_name(self, path: bytes, key: bytes, now_ms: int) -> Iterator[Fact]:
+        """Attributes of the protected file that is the same as this one elsewhere, which somebody holds open: it may have
+        been linked a moment ago. Nothing if the pass found it already, or if it can't be found in a short time."""
+        seen, began = lstat(path), time.monotonic()
+        if seen is None or seen.st_nlink < 2 or not stat.S_ISREG(seen.st_mode) or began < self._rest_until:
+            return
+        if self._marks.root_of(path) is not None:
+            return
+        for root in [root for root in self._marks.roots.values() if not root.medium]:
+            found = _by_inode(root.path, seen, began + _FIND_S)
+            if found and key_of(found) == key and self._marks.mark_link(key, found, seen):
+                yield _linked(key, found, seen, now_ms)
+                break
+        now = time.monotonic()
+        self._rest_until = now + _REST * (now - began)
 
     def _pass(self) -> Iterator[tuple[bytes, Seen] | None]:
         """A step a directory and a file."""
@@ -132,6 +152,23 @@ def lstat(raw: bytes) -> os.stat_result | None:
         return os.lstat(raw) if raw.startswith(b"/") else None
     except OSError:
         return None
+
+
+def _by_inode(top: bytes, wanted: os.stat_result, deadline: float) -> bytes:
+    """Where below a directory of the same file system a file lies, by its number; empty if that is not found."""
+    there = lstat(top)
+    pending = [top] if there is not None and there.st_dev == wanted.st_dev else []
+    while pending and time.monotonic() < deadline:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.inode() == wanted.st_ino:
+                        return entry.path
+        except OSError:
+            continue  # it went away meanwhile
+    return b""
 
 
 def _linked(key: bytes, raw: bytes, seen: os.stat_result, now_ms: int) -> Attributes:

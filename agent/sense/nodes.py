@@ -1,21 +1,27 @@
 # ruff: noqa: PTH123
-"""Who opens the block devices of media: whoever is about to mount one, perhaps where we can't see it.
+"""Who opens the block devices of media: whoever is about to mount one, perhaps where we can't see it, or writes to it.
 
 Owns: one fanotify group with a mark on each such node in /dev, so that other devices cost nothing. A mount made inside another
-mount namespace tells us nothing (see `mounts.py`); but mount(8) opens the node first, to see which file system is on it. Must
-not know what is a medium, nor what the opener does with it. Nothing is opened here, so no stick is kept from being pulled.
+mount namespace tells us nothing (see `mounts.py`); but mount(8) opens the node first, to see which file system is on it. And
+who writes to the node itself (dd, an image writer, debugfs) does so past every file system. Must not know what is a medium,
+nor what was written. Nothing is opened here, so no stick is kept from being pulled.
+
+Of a writer the first write is told only: until it closes the device, its mark asks for no more of them.
 """
 
 import os
+from collections.abc import Iterator
 
+from agent.core.facts import NodeWritten
 from agent.sense import SensorError, kernel
-from agent.sense.fanotify_events import heads
+from agent.sense.fanotify_events import heads, names
 
 _READ_BYTES = 4096
+_MASK = kernel.FAN_OPEN | kernel.FAN_MODIFY | kernel.FAN_CLOSE_WRITE
 
 
 class Nodes:
-    """`fileno()` is readable when `openers()` has something to say."""
+    """`fileno()` is readable when `openers()` has something to say, and then perhaps `written()`."""
 
     def __init__(self) -> None:
         flags = kernel.FAN_CLASS_NOTIF | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK | kernel.FAN_REPORT_FID
@@ -23,6 +29,10 @@ class Nodes:
             self._group = kernel.fanotify_init(flags)
         except OSError as error:
             raise SensorError(f"fanotify: {error.strerror}; it needs CAP_SYS_ADMIN (root)") from None
+        self._nodes: dict[bytes, tuple[str, bytes]] = {}
+        self._since: dict[bytes, int] = {}
+        self._writers: dict[bytes, dict[int, None]] = {}
+        self._written: list[NodeWritten] = []
 
     def fileno(self) -> int:
         """The group's descriptor, -1 when closed."""
@@ -34,20 +44,50 @@ class Nodes:
             path = _path_of(number)
             try:
                 if path:
-                    kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD, kernel.FAN_OPEN, path)
+                    kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD, _MASK, path)
+                    self._nodes[kernel.file_key(path)] = number, path
             except OSError:
                 continue  # pulled again already; its mark goes with the node
 
-    def openers(self) -> set[int]:
-        """Pids of those who opened one since the last call."""
-        pids: set[int] = set()
+    def openers(self, now_ms: int) -> set[int]:
+        """Pids of those who opened or wrote to one since the last call."""
+        pids, own = set[int](), os.getpid()
         while self._group >= 0:
             try:
                 buffer = os.read(self._group, _READ_BYTES)
             except BlockingIOError:
                 break
-            pids |= {head[2] for head in heads(buffer)}
-        return pids - {os.getpid()}
+            for mask, _, pid, start, end in heads(buffer):
+                if pid != own:
+                    pids.add(pid)
+                    self._learn(mask, pid, names(buffer, start, end).target, now_ms)
+        return pids
+
+    def written(self) -> Iterator[NodeWritten]:
+        """What `openers` met of finished writing."""
+        written, self._written = self._written, []
+        return iter(written)
+
+    def _learn(self, mask: int, pid: int, key: bytes, now_ms: int) -> None:
+        if key not in self._nodes:
+            return
+        number, path = self._nodes[key]
+        since_ms = self._since.setdefault(key, now_ms)
+        if mask & kernel.FAN_MODIFY:
+            self._writers.setdefault(key, {})[pid] = None
+            self._mark(kernel.FAN_MARK_REMOVE, path)
+        if mask & kernel.FAN_CLOSE_WRITE:
+            self._mark(kernel.FAN_MARK_ADD, path)
+            del self._since[key]
+            for writer in self._writers.pop(key, {}):
+                told = NodeWritten(at_ms=now_ms, pid=writer, node=number, path=os.fsdecode(path), since_ms=since_ms)
+                self._written.append(told)
+
+    def _mark(self, action: int, path: bytes) -> None:
+        try:
+            kernel.fanotify_mark(self._group, action, kernel.FAN_MODIFY, path)
+        except OSError:
+            return  # pulled; its mark went with it
 
     def close(self) -> None:
         """Give the group back."""

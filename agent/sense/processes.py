@@ -23,7 +23,7 @@ import msgspec
 
 from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Lost, OpenFile, Parent, Process, ProcGone
-from agent.sense import procfs
+from agent.sense import cgroup, procfs
 from agent.sense.pairs import Pairs
 from agent.sense.passwd import Passwd
 from agent.sense.programs import Programs
@@ -40,7 +40,7 @@ _CN_MSG = struct.Struct("=IIIIHH")  # idx val seq ack len flags
 _PROC_EVENT = struct.Struct("=I4xQIIII")  # what (cpu) timestamp_ns pid tgid and two more, as follows
 # FORK: the parent's, child pid, child tgid. UID: ruid, euid. EXEC, SID: none. EXIT: code, signal
 _AT = _NLMSGHDR.size + _CN_MSG.size
-_TABLE_MAX = 32768
+_TABLE_MAX = 8192
 _DRAIN_MAX = 50_000
 _LOOKED_MAX = 4096
 _REMEMBER_MS = 60_000
@@ -49,7 +49,6 @@ _GONE_EVERY_MS = 1000
 _ANCESTORS = 16
 _REFRESH = 16
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-_SCOPE = re.compile(rb"/session-([^/\n]+)\.scope")
 
 Identity = tuple[int | None, int | None, int | None, bytes, list[bytes]]
 """uid, loginuid, kernel session id, exe, argv: what a child inherits at fork"""
@@ -88,6 +87,7 @@ class Processes:
         self._run = run
         self.eager = False
         self._passwd = Passwd()
+        self._images = cgroup.Images()
         self._pairs = Pairs()
         self._buffer = bytearray(4096)
         self._table: dict[int, _Entry] = {}
@@ -457,9 +457,10 @@ class Processes:
     def _name(self, process: Process) -> None:
         process.user = self._passwd.name(process.uid)
         process.login_user = self._passwd.name(process.loginuid)
-        scope = _SCOPE.search(procfs.read(f"/proc/{process.pid}/cgroup"))
-        if scope:
-            process.session = _text(scope[1])
+        group = cgroup.parse(procfs.read(f"/proc/{process.pid}/cgroup") or procfs.read(f"/proc/{process.ppid}/cgroup"))
+        process.session = group.session or process.session
+        process.unit, process.container = group.unit, group.container
+        process.image = self._images.of(group.container) if group.container else ""
         process.remote = self._remote(process.session)
 
     def _remote(self, session: str) -> str:

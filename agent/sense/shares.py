@@ -4,7 +4,8 @@ Owns: a small process for each such mount, as nothing that its server or its own
 it, saying where one could not watch or ended, and trying again. Must not know what a share is or what a file on one means.
 
 The process has the owner's ids, so the owner may end it; that is told as Lost and blind, and it is started anew after AGAIN_S.
-The agent may not signal it (no CAP_KILL): it goes when its socket closes, when the agent ends, or by its own alarm.
+One that waits for its server longer than PATIENCE_S is told likewise, but not replaced: it can't be killed. The agent may not
+signal it anyway (no CAP_KILL): it goes when its socket closes, when the agent ends, or by its own alarm.
 """
 
 import os
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from agent.contract.event import path_text
 from agent.core.facts import Closed, Coverage, Fact, Lost
-from agent.sense.sharing import CLOSED, MESSAGE, WATCHED
+from agent.sense.sharing import BUSY, CLOSED, DONE, LOST, MESSAGE, PATIENCE_S, WATCHED
 
 AGAIN_S = 10.0
-MOST = 16
+MOST, MOST_OF_ONE = 24, 8
+"""Small processes in all, and of one owner: whose servers do not answer must leave room for others"""
 _READS = 2_048
 _MESSAGE_BYTES = 1 << 16
 _BEGINS = "its server is being asked"
@@ -41,9 +43,11 @@ OnPid = Callable[[int], None]
 class _Share:
     """One mount. `why`: what is wrong with it, empty while it is watched."""
 
-    __slots__ = ("child", "ears", "heard_ms", "owner", "tried_s", "why")
+    __slots__ = ("busy_s", "child", "ears", "heard_ms", "owner", "tried_s", "why")
 
     def __init__(self, owner: tuple[int, int]) -> None:
+        self.busy_s: float | None = None
+        """Since when the server has been asked, by time.monotonic"""
         self.owner, self.why, self.tried_s, self.heard_ms = owner, _BEGINS, 0.0, 0
         self.child: subprocess.Popen[bytes] | None = None
         self.ears: socket.socket | None = None
@@ -55,7 +59,7 @@ class Shares:
     def __init__(self) -> None:
         self._poll = select.epoll()
         self._shares: dict[bytes, _Share] = {}
-        self._ending: list[subprocess.Popen[bytes]] = []
+        self._ending: list[tuple[subprocess.Popen[bytes], tuple[int, int]]] = []
         self._last_words: list[Fact] = []
 
     def fileno(self) -> int:
@@ -80,11 +84,14 @@ class Shares:
         return share is not None
 
     def check(self, now_ms: int) -> None:
-        """Start again what ended, as far as it may."""
-        self._ending = [child for child in self._ending if child.poll() is None]
+        """Notice who ended or waits too long for a server, start again what ended."""
+        self._ending = [each for each in self._ending if each[0].poll() is None]
         for mount, share in self._shares.items():
             if share.child is not None and share.child.poll() is not None:
-                self._ended(share, now_ms)
+                self._fails(share, now_ms)
+                self._let_go(share)
+            elif share.busy_s is not None and time.monotonic() - share.busy_s > PATIENCE_S:
+                self._fails(share, now_ms)
             if share.child is None and time.monotonic() - share.tried_s >= AGAIN_S:
                 self._start(mount, share)
 
@@ -119,8 +126,10 @@ class Shares:
 
     def _start(self, mount: bytes, share: _Share) -> None:
         share.tried_s = time.monotonic()
-        if len(self.pids) + len(self._ending) >= MOST:
-            share.why = f"there are {MOST} such mounts already; what is copied to it is not seen"
+        there = [other.owner for other in self._shares.values() if other.child is not None]
+        there += [owner for _, owner in self._ending]
+        if len(there) >= MOST or there.count(share.owner) >= MOST_OF_ONE:
+            share.why = f"{there.count(share.owner)} such mounts of this user, {len(there)} in all, are watched already"
             return
         here = Path(__file__).parent
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -143,7 +152,7 @@ class Shares:
                 ours.close()
                 share.why = f"no process could be started to watch it ({error.strerror})"
                 return
-        share.ears = ours
+        share.ears, share.busy_s = ours, share.tried_s
         self._poll.register(ours, select.EPOLLIN)
 
     def _let_go(self, share: _Share) -> None:
@@ -152,17 +161,16 @@ class Shares:
             share.ears.close()
             share.ears = None
         if share.child is not None:
-            self._ending.append(share.child)
+            self._ending.append((share.child, share.owner))
             share.child = None
 
-    def _ended(self, share: _Share, now_ms: int) -> None:
+    def _fails(self, share: _Share, now_ms: int) -> None:
         self._last_words += self._hear(share, now_ms)
         if not share.why:
             since_ms = share.heard_ms or now_ms
             self._last_words.append(Lost(at_ms=now_ms, reason="share_unwatched", since_ms=since_ms, until_ms=now_ms))
         if share.why in ("", _BEGINS):
             share.why = "its server did not answer, or its owner ended the process that watches it"
-        self._let_go(share)
 
     def _hear(self, share: _Share, now_ms: int) -> Iterator[Fact]:
         for _ in range(_READS):
@@ -181,9 +189,12 @@ class Shares:
                 return
             kind, pid, size, length = MESSAGE.unpack_from(message)
             key, path = message[MESSAGE.size : MESSAGE.size + length], message[MESSAGE.size + length :]
-            if kind == WATCHED:
+            if kind in (WATCHED, DONE):
+                share.busy_s = None
                 share.why = f"can't be watched ({os.strerror(pid)}); copies to it will not be seen" if pid else ""
+            elif kind == BUSY:
+                share.busy_s = time.monotonic()
             elif kind == CLOSED:
                 yield Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(path), size=size)
-            else:
+            elif kind == LOST:
                 yield Lost(at_ms=now_ms, reason="share_unread", since_ms=share.heard_ms or now_ms, until_ms=now_ms)

@@ -4,8 +4,9 @@ Question: which files on it were finished, by whom? Owns: one fanotify group wit
 is asked of its server. A server may be slow, hostile or gone, and never answer; and a process with a user's ids may be killed
 or stopped by that user. So nothing of this may happen in the agent. Must not know what a file means, nor other mounts.
 
-Whatever the server is asked has PATIENCE_S; then the kernel's alarm ends this process, which says more than waiting. Written to
-the parent, one message each: a kind, an errno or pid, a size, then the file's key and its path.
+Who waits for a server that has taken the request can't even be killed before it answers (request_wait_answer in the kernel's
+fuse/dev.c); the alarm ends this process where that can be, else as soon as it can be. Meanwhile the agent knows by BUSY.
+Written to the parent, one message each: a kind, an errno or pid, a size, then the file's key and its path.
 """
 
 import errno
@@ -21,7 +22,7 @@ from agent.sense.fanotify_events import heads
 PATIENCE_S = 3
 MESSAGE = struct.Struct("=cqqH")
 """kind, pid (or errno), size, length of the key; the key and the path follow"""
-WATCHED, CLOSED, LOST = b"w", b"c", b"l"
+WATCHED, CLOSED, LOST, BUSY, DONE = b"w", b"c", b"l", b"b", b"d"
 _SIGKILL = 9
 
 
@@ -55,7 +56,9 @@ def _run(group: int, to_agent: int) -> None:
         if to_agent in ready:
             return
         signal.alarm(PATIENCE_S)
+        os.write(to_agent, MESSAGE.pack(BUSY, 0, 0, 0))
         _tell(group, to_agent)
+        os.write(to_agent, MESSAGE.pack(DONE, 0, 0, 0))
         signal.alarm(0)
 
 

@@ -123,7 +123,7 @@ class Namespace:
         )
         self._ask.settimeout(1.0)
         self.lost = False
-        """Whether the kernel dropped ends of sockets since this was last set back"""
+        """Whether the kernel dropped ends of sockets; whoever reads this sets it back"""
         self._attach_filter()
         self._ends.bind((0, 0))
         for multicast in (SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY):

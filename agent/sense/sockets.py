@@ -14,10 +14,10 @@ UDP (QUIC) has no byte counts, nor have Bluetooth sockets. A print service spool
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import NamedTuple
 
-from agent.core.facts import Coverage, Fact, WayClosed, WayHeld, WayUsed
+from agent.core.facts import Coverage, Fact, Lost, WayClosed, WayHeld, WayUsed
 from agent.sense import procfs
 from agent.sense.connects import Connect, Connects
 from agent.sense.handles import below, bluetooth_inodes, descriptors, relatives, written
@@ -30,6 +30,7 @@ _AGAIN_MS = 200
 _LOOKS_A_S, _KIN_LOOKS_A_S, _MOST_READERS = 100, 25, 512
 _INTEREST_MS, _NOBODY_MS, _LATE_MS, _UNSEEN_MS = 60_000, 10_000, 2_000, 1_000
 _SCAN_EVERY_MS = 2_000
+_UNUSED_MS = 3 * _SLOW_MS
 _YOUNG_MS = 60_000
 _LEAST_UNSEEN = 1_024
 _MOST_OWNERS, _MOST_ENDED, _MOST_NAMESPACES = 8_192, 256, 16
@@ -84,6 +85,7 @@ class _Table:
         sockets = namespace.dump()
         self.by_inode = {each.inode: each for each in sockets if each.inode}
         self.by_ends = {_pair(each): each for each in sockets}
+        self.addresses = frozenset(each.here[0] for each in sockets)
         self.unix = {each.inode: each for each in namespace.unix()}
         self.bluetooth = bluetooth_inodes() if inside else frozenset()
 
@@ -100,8 +102,10 @@ class Sockets:
         self._began: dict[int, tuple[int, int | None]] = {}
         self._addresses: set[bytes] = set()
         self._namespaces: dict[int, Namespace] = {}
+        self._used_ms: dict[int, int] = {}
         self._scanned: tuple[int, dict[int, int]] = (0, {})
-        self._read_ms = self._second = self._looks = self._kin_looks = 0
+        self._read_ms = self._second = self._looks = self._kin_looks = self._took_ms = 0
+        self._missed_ms = -_KEPT_MS
         self._refused = self._unsigned = ""
         try:
             self._namespaces[0] = Namespace()
@@ -138,10 +142,16 @@ class Sockets:
 
     def drain(self, now_ms: int, on_pid: OnPid = _nobody) -> Iterator[Fact]:
         """Ways that are held, grew, or were closed. `on_pid` is called for who may be kin of a reader or holds a way."""
-        self._take_connects(now_ms)
+        yield from self._take_connects(now_ms)
         for namespace in self._namespaces.values():
             for each in namespace.destroyed():
                 self._ended.append((now_ms, each))
+            if namespace.lost:
+                namespace.lost, self._missed_ms = False, now_ms
+                if now_ms - self._read_ms <= _INTEREST_MS:
+                    yield Lost(at_ms=now_ms, reason="connects_overflow", since_ms=self._took_ms or now_ms, until_ms=now_ms)
+        self._took_ms = now_ms
+        self._let_go(now_ms)
         while self._ended and not 0 <= now_ms - self._ended[0][0] <= _LATE_MS:
             self._owners.pop(_pair(self._ended.popleft()[1]), None)
         for _ in range(len(self._ended)):
@@ -176,13 +186,16 @@ class Sockets:
 
     # -- what was told by the kernel -----------------------------------------------------------------------------------
 
-    def _take_connects(self, now_ms: int) -> None:
+    def _take_connects(self, now_ms: int) -> Iterator[Fact]:
         if self._connects is None:
             return
         for each in self._connects.drain():
             self._own(each, now_ms)
         while len(self._owners) > _MOST_OWNERS:
             del self._owners[next(iter(self._owners))]
+        lost, self._connects.lost = self._connects.lost, 0
+        if lost and now_ms - self._read_ms <= _INTEREST_MS:  # else it concerned nobody who read
+            yield Lost(at_ms=now_ms, reason="connects_overflow", since_ms=self._took_ms or now_ms, until_ms=now_ms, count=lost)
 
     def _own(self, each: Connect, now_ms: int) -> None:
         if loopback(each.there[0]):
@@ -209,10 +222,10 @@ class Sockets:
         elif (ended.sent or 0) >= _LEAST_UNSEEN and now_ms - self._read_ms <= _NOBODY_MS:
             yield WayUsed(at_ms=now_ms, way=_way(ended), id=ended.id, sent=ended.sent or 0, peer=spoken(ended.there))
 
-    def _outside(self, each: Socket) -> bool:
+    def _outside(self, each: Socket, inside: Set[bytes] = frozenset()) -> bool:
         """Whether its other end is on another machine, and it is no question to a service of names."""
         there, port = each.there
-        if each.state == LISTEN or not port or loopback(there) or group(there) or there in self._addresses:
+        if each.state == LISTEN or not port or loopback(there) or group(there) or there in self._addresses or there in inside:
             return False
         return each.protocol == TCP or port not in _ASKING
 
@@ -269,7 +282,7 @@ class Sockets:
         if not inodes:
             reader.looked_ms, reader.seen = now_ms, inodes
             return
-        table = self._table(pid, tables)
+        table = self._table(pid, tables, now_ms)
         if table is None:
             return
         feeders = self._talks_to(pid, hands, table, now_ms)
@@ -279,7 +292,7 @@ class Sockets:
                 found = table.by_inode.get(inode)
                 if found is not None and found.state == LISTEN:
                     self._serving[found.here[1]] = each
-                elif found is not None and self._outside(found):
+                elif found is not None and self._outside(found, table.addresses):
                     present.add(found.id)
                     on_pid(each)
                     since_ms, began_ms = self._since(found, each, reader, now_ms)
@@ -293,20 +306,36 @@ class Sockets:
         reader.looked_ms, reader.seen = now_ms, inodes
         yield from self._gone(pid, present, now_ms, False)
 
-    def _table(self, pid: int, tables: dict[int, _Table | None]) -> _Table | None:
+    def _table(self, pid: int, tables: dict[int, _Table | None], now_ms: int) -> _Table | None:
         inode = _namespace_of(str(pid))
         at = 0 if inode in (0, self._ours) else inode
         if at not in tables:
             tables[at] = None
-            if at not in self._namespaces and len(self._namespaces) < _MOST_NAMESPACES:
-                try:
-                    self._namespaces[at] = Namespace(pid)
-                except OSError as error:
-                    self._refused = f"{error.strerror} in another network namespace"
+            if at not in self._namespaces:
+                self._enter(at, pid)
             if at in self._namespaces:
+                self._used_ms[at] = now_ms
                 table = tables[at] = _Table(self._namespaces[at], at == 0)
-                self._addresses |= {each.here[0] for each in table.by_ends.values()}
+                if _of_the_machine(pid):  # else anybody could name any address his own, in a namespace of his
+                    self._addresses |= table.addresses
         return tables[at]
+
+    def _enter(self, at: int, pid: int) -> None:
+        """Ask in another namespace; of too many, in place of the one that was looked at longest ago."""
+        if len(self._namespaces) >= _MOST_NAMESPACES:
+            oldest = min(self._used_ms.keys() - {0}, key=self._used_ms.__getitem__)
+            self._namespaces.pop(oldest).close()
+            del self._used_ms[oldest]
+        try:
+            self._namespaces[at] = Namespace(pid)
+        except OSError as error:
+            self._refused = f"{error.strerror} in another network namespace"
+
+    def _let_go(self, now_ms: int) -> None:
+        """Namespaces that nobody was looked at in lately: our sockets would keep them there though all in them have ended."""
+        for at in [at for at, used_ms in self._used_ms.items() if at and not 0 <= now_ms - used_ms <= _UNUSED_MS]:
+            self._namespaces.pop(at).close()
+            del self._used_ms[at]
 
     def _talks_to(self, pid: int, hands: dict[int, set[int]], table: _Table, now_ms: int) -> set[int]:
         """Add to `hands` those at the other end of its local sockets; who they are."""
@@ -315,7 +344,7 @@ class Sockets:
             there, near = table.unix.get(inode), table.by_inode.get(inode)
             if there is not None and there.peer:
                 ends.add(there.peer)
-            elif near is not None and near.state != LISTEN and not self._outside(near):
+            elif near is not None and near.state != LISTEN and not self._outside(near, table.addresses):
                 other = table.by_ends.get((near.there, near.here))
                 ends |= {other.inode} if other is not None else set()
         if not ends:
@@ -364,7 +393,7 @@ class Sockets:
         for inode in own:
             peer = table.unix.get(table.unix[inode].peer) if inode in table.unix else None
             near = table.by_inode.get(inode)
-            by_port = near is not None and near.there[1] == _IPP and not self._outside(near)
+            by_port = near is not None and near.there[1] == _IPP and not self._outside(near, table.addresses)
             if not by_port and (peer is None or _IPP_SOCKET not in peer.name):
                 continue
             spooler = self._scan(now_ms).get(listener, 0)
@@ -388,7 +417,7 @@ class Sockets:
 
     def _gone(self, pid: int, present: set[str], now_ms: int, ended: bool) -> Iterator[Fact]:
         """Ways that end without a word of the kernel; and all, should it have dropped some."""
-        lost = any(each.lost for each in self._namespaces.values())
+        lost = 0 <= now_ms - self._missed_ms <= 2 * _SLOW_MS
         for way, told in list(self._told.items()):
             if told.reader == pid and way not in present and (lost or not way.startswith("tcp:")):
                 del self._told[way]
@@ -417,6 +446,12 @@ def _pair(each: Socket) -> tuple[End, End]:
 def _namespace_of(pid: str) -> int:
     target = procfs.link(f"/proc/{pid}/ns/net")
     return int(target[5:-1]) if target.startswith(b"net:[") else 0
+
+
+def _of_the_machine(pid: int) -> bool:
+    """Whether a process lives in our user namespace, so that only who may administer the network gave it its addresses."""
+    theirs = procfs.link(f"/proc/{pid}/ns/user")
+    return bool(theirs) and theirs == procfs.link("/proc/self/ns/user")
 
 
 def _wall_ms(start: int, now_ms: int) -> int:

@@ -170,6 +170,13 @@ class Collector:
         command = self._command("tail", "-n", "500")
         return subprocess.run(command, capture_output=True, env=environment(), check=False, text=True).stdout
 
+    def admin(self, *what: str) -> str:
+        """A command of the administrator's, as `media approve …`; what it printed."""
+        done = subprocess.run(self._command(*what), capture_output=True, env=environment(), check=False, text=True)
+        if done.returncode:
+            pytest.fail(f"sekisho-collector {' '.join(what)}: {done.stderr}")
+        return done.stdout
+
     def _command(self, *what: str) -> list[str]:
         return [sys.executable, "-m", "server_stub.cli", *what, "-c", str(self.config)]
 
