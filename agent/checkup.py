@@ -20,7 +20,7 @@ from msgspec import Struct, field
 
 from agent.config import Agent, Config
 from agent.contract.show import display_width, harmless, pad
-from agent.words import WORDS, Language, say
+from agent.words import SUBJECTS, WORDS, Language, say
 
 Verdict = Literal["ok", "blind", "error"]
 _OLDEST_KERNEL = (5, 17)
@@ -46,10 +46,16 @@ class Result(Struct):
     def says(self, lang: Language) -> str:
         """What was found. Of what a sensor does not see the codes have words; its own sentence, if any, says why."""
         if "blind" in self.values:
-            lacks = (", " if lang == "en" else "、").join(say(lang, code) for code in self.values["blind"])
-            why = self.values["why"]
+            lacks, why = _list(self.values["blind"], lang), self.values["why"]
             return f"{lacks} ({why})" if lacks and why else lacks or why
         return say(lang, self.key, **self.values)
+
+    def about(self, lang: Language) -> str:
+        """What it is about."""
+        if lang == "en" or self.subject in SUBJECTS:
+            return self.subject if lang == "en" else SUBJECTS[self.subject]
+        kind, _, name = self.subject.partition(" ")
+        return f"{SUBJECTS[kind]} {name}"
 
     def advice(self, lang: Language) -> str:
         """What to do; empty if nothing."""
@@ -59,6 +65,10 @@ class Result(Struct):
         """For `--json`, in English."""
         said = {"verdict": self.verdict, "subject": self.subject, "code": self.key, "says": self.says("en")}
         return {**said, "fix": self.advice("en")} if self.fix else said
+
+
+def _list(codes: list[str], lang: Language) -> str:
+    return (", " if lang == "en" else "、").join(say(lang, code) for code in codes)
 
 
 def _found(verdict: Verdict, subject: str, key: str, **values: Any) -> Result:
@@ -107,7 +117,7 @@ def lines(status: dict[str, Any], lang: Language, paint: Callable[[str, str], st
         lack = "" if tree["watched"] else "  " + paint(say(lang, "status.waiting"), "33")
         rows.append(("protected", tree["path"] + lack))
     for sensor in status["sensors"]:
-        blind = ", ".join(say(lang, code) for code in sensor["blind"])
+        blind = _list(sensor["blind"], lang)
         state = paint(say(lang, "ok"), "32") if sensor["ok"] else paint(sensor["why"] or say(lang, "blind"), "33")
         rows.append(("sensor", f"{sensor['name']}: {state}" + (f"; {say(lang, 'blind')}: {blind}" if blind else "")))
     rows += [("medium", f"{each['name']} {each['serial']}: {say(lang, each['decision'])}") for each in status["media"]]
@@ -281,10 +291,8 @@ def _staging(agent: Agent) -> Iterator[Result]:
     except (SensorError, OSError) as error:
         yield Result("blind", "copies elsewhere", "sensor_refused", {"why": str(error)}, "files.fix")
         return
-    mounts = Mounts()
-    arming = Arming(files.marks, files.paths, None, lambda _: 0, [])
-    for _ in mounts.drain(0):
-        pass  # its first look
+    mounts, arming = Mounts(), Arming(files.marks, files.paths, None, lambda _: 0, [])
+    list(mounts.drain(0))  # its first look
     arming.watch(mounts.local([]))
     said = arming.coverage(0)
     for sensor in (arming, mounts, files):

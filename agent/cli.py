@@ -61,7 +61,7 @@ def _check(args: argparse.Namespace) -> int:
         width = max(show.display_width(words.say(lang, verdict)) for verdict in colours)
         for result in results:
             word = show.pad(words.say(lang, result.verdict), width)
-            print(f"{_paint(word, colours[result.verdict])}  {result.subject}: {result.says(lang)}")
+            print(f"{_paint(word, colours[result.verdict])}  {result.about(lang)}: {result.says(lang)}")
             if advice := result.advice(lang):
                 print(f"{' ' * width}  → {advice}")
     return BAD if any(result.verdict == "error" for result in results) else DONE

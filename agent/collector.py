@@ -10,8 +10,11 @@ from the environment serve https:// only, never loopback. http:// is for loopbac
 
 import base64
 import hashlib
+import importlib
 import re
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,6 +29,8 @@ from agent.contract.wire import Enrol, Enrolled, Problem, Rotation
 from agent.identity import Identity, Pinned
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import requests
 
 MAX_ANSWER_BYTES = 16 << 20
@@ -60,6 +65,22 @@ class Answer(Struct, frozen=True):
             return Problem(status=self.status)
 
 
+def _requests() -> "ModuleType":
+    """The module, imported when first needed and without its guessers of character sets: they take 3 MiB, and an answer of
+    ours is UTF-8. It can do without (requests.compat), but warns."""
+    if "requests" in sys.modules:
+        return sys.modules["requests"]
+    absent = {name: None for name in ("chardet", "charset_normalizer") if name not in sys.modules}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.modules.update(absent)  # type: ignore[arg-type]
+        try:
+            return importlib.import_module("requests")
+        finally:
+            for name in absent:
+                del sys.modules[name]
+
+
 def loopback(url: str) -> bool:
     """Whether `url` leads to this very machine."""
     host = urlsplit(url).hostname or ""
@@ -83,11 +104,9 @@ class Collector:
 
     def _open(self) -> "requests.Session":
         if self._session is None:
-            import requests
-
             from agent import __version__
 
-            self._session = requests.Session()
+            self._session = _requests().Session()
             self._session.trust_env = self.url.startswith("https://") and not loopback(self.url)
             self._session.headers.update({"User-Agent": f"sekisho-agent/{__version__}", "Accept": "application/json"})
         return self._session
@@ -101,9 +120,7 @@ class Collector:
 
     def ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str], patience_s: float = 0) -> Answer:
         """One request for `target` (path and query). `patience_s`: how much longer than usual it may keep us waiting."""
-        session = self._open()
-        import requests
-
+        session, requests = self._open(), _requests()
         if self._ca_file and not Path(self._ca_file).exists():
             raise Unreachable(f"{self._ca_file}: agent.collector.ca_file is not there; copy the CA's certificate to it")
         try:

@@ -238,9 +238,7 @@ class Spool(SpoolHome):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def next_batch(
-        self, after: int | None = None, max_events: int = MAX_EVENTS, max_bytes: int = BATCH_BYTES
-    ) -> Batch:
+    def next_batch(self, after: int | None = None, max_events: int = MAX_EVENTS, max_bytes: int = BATCH_BYTES) -> Batch:
         """Lines after seq `after` (default: the acknowledged one), as many as fit, at least one if there is any.
 
         What has no content any more, may not be sent or is too large for any collector comes as a `Folded` line (the latter is

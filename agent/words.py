@@ -192,6 +192,27 @@ WORDS: dict[str, tuple[str, str]] = {
     "status.no_receipt": ("{url}: no receipt yet, {backlog} to send", "{url}: 受領証なし、未送信 {backlog} 件"),
 } | BLIND
 
+SUBJECTS: dict[str, str] = {
+    "kernel": "カーネル",
+    "state_dir": "状態ディレクトリ",
+    "protect": "保護対象",
+    "simulated_dir": "模擬媒体",
+    "files": "ファイル",
+    "writers": "媒体への書き込み",
+    "processes": "プロセス",
+    "copies elsewhere": "別の場所の複製",
+    "uploads": "送信",
+    "phones": "スマートフォン",
+    "devices": "機器",
+    "sessions": "セッション",
+    "login user": "ログイン利用者",
+    "way": "経路",
+    "collector": "収集サーバー",
+    "mode": "モード",
+    "limit": "上限",
+}
+"""What a line of `check` is about, in Japanese; the English name is also its name in JSON. "protect" and "way" have a name."""
+
 
 def say(lang: Language, key: str, /, **values: Any) -> str:
     """The sentence of `key`; a key without one is itself (a code newer than this table)."""

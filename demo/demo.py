@@ -365,32 +365,37 @@ class Shell:
     END = "the command ended with"
 
     def __init__(self, environment: dict[str, str], log_in: Callable[[], None]) -> None:
+        ours, theirs = os.openpty()  # a terminal, as people have one: what two commands both write to a pipe could be data
+        self.said = os.fdopen(ours, encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(
             ["bash", "-s"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=theirs,
+            stderr=theirs,
             text=True,
             env=environment,
             cwd="/",
             preexec_fn=log_in,  # noqa: PLW1509 (no thread is there yet)
         )
+        os.close(theirs)
 
     def run(self, command: str) -> tuple[int, str]:
         """A command's exit status and what it said. Raises Missing if the shell itself is gone."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
         self.process.stdin.write(f"{{ {command}\n}} </dev/null; echo {self.END} $?\n")
         self.process.stdin.flush()
-        said = []
-        for line in self.process.stdout:
-            if line.startswith(self.END):
-                return int(line.rsplit(" ", 1)[1]), "".join(said).strip()
-            said.append(line)
+        said: list[str] = []
+        with suppress(OSError):  # EIO: nobody has the other end any more
+            for line in self.said:
+                if line.startswith(self.END):
+                    return int(line.rsplit(" ", 1)[1]), "".join(said).strip()
+                said.append(line)
         raise Missing(f"the shell ended: {''.join(said).strip()}")
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+        self.said.close()
 
 
 class Story:

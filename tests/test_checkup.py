@@ -36,6 +36,13 @@ def test_with_privilege_copies_elsewhere_are_followed(tmp_path: Path) -> None:
     assert (held.key, standing.key) == ("staging_hold", "staging_standing")
 
 
+def test_every_line_says_what_it_is_about_in_both_languages(tmp_path: Path) -> None:
+    text = '[agent.staging]\nwatch = false\n[agent.ways]\nprint = "off"\n'
+    for subject, result in checked(tmp_path, text).items():
+        assert result.about("en") == subject
+        assert not result.about("ja").isascii(), subject
+
+
 def test_what_the_site_turned_off_is_said_with_its_key(tmp_path: Path) -> None:
     text = '[agent.staging]\nwatch = false\n[agent.ways]\nnetwork = "off"\nprint = "off"\nbluetooth = "off"\n'
     told = checked(tmp_path, text)

@@ -126,7 +126,11 @@ SENTENCES = [
     ),
     ("agent.clock", {"detail": {"jump_ms": -1500}}, "the clock jumped by -1.5 s"),
     ("agent.clock", {"detail": {"suspended_ms": 90_000}}, "the machine was suspended for 90 s"),
-    ("agent.tampered", {"detail": {"what": "fork"}}, "the agent's own records or files were altered: fork"),
+    (
+        "agent.tampered",
+        {"detail": {"what": "register_altered"}},
+        "the agent's own records or files were altered: the kept register of media was altered",
+    ),
     ("agent.silent", {"detail": {"last_seen": AT}}, "stopped reporting, last heard 2014-06-09 17:00:00"),
 ]
 
@@ -176,7 +180,9 @@ def test_every_code_that_operations_explains_has_words() -> None:
         rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| `")]
         explained = set(re.findall(r"`(\w+)`", " ".join(rows)))
         assert explained and sorted(explained) == sorted(table)
-    for english, japanese in (words.BLIND | words.REASONS).values():
+    part = page.split("`agent.tampered` (`unmapped.sekisho.detail.what`)")[1].split("\n\n")[0]
+    assert set(words.TAMPERED) - set(words.REASONS) == set(re.findall(r"`(\w+)`", part))
+    for english, japanese in (words.BLIND | words.REASONS | words.TAMPERED).values():
         assert english.isascii() and not japanese.isascii()
 
 

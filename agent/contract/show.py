@@ -15,7 +15,7 @@ from msgspec import UNSET
 from agent.contract.codes import CODES, SEVERITIES
 from agent.contract.columns import display_width, fit, harmless, pad, size_text, time_text, window_text
 from agent.contract.event import MediumInfo, Seen, read
-from agent.contract.words import BLIND, REASONS, TEXTS, Language
+from agent.contract.words import BLIND, REASONS, TAMPERED, TEXTS, Language
 
 __all__ = ["display_width", "harmless", "line", "machine", "medium_text", "pad", "what", "who"]
 
@@ -175,7 +175,7 @@ class _Pieces(dict[str, str]):
 
     def _what(self) -> str:
         what = self.ours.detail.get("what")
-        return self.texts["more"].format(harmless(what, 80)) if isinstance(what, str) and what else self._more()
+        return self.texts["more"].format(self._word(TAMPERED, what)) if isinstance(what, str) and what else self._more()
 
     def _jump(self) -> str:
         for key, text in (("suspended_ms", "suspended"), ("jump_ms", "jump")):

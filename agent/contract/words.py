@@ -2,7 +2,8 @@
 
 Owns: the words. One entry an event code, and the pieces sentences are made of; a name in braces is a piece that `show`
 writes from the event. Both tables have the same entries with the same pieces: a test holds them to it. Also the words
-for stable codes that both programs show: what a sensor does not see (`BLIND`), why something was lost (`REASONS`); each
+for stable codes that both programs show: what a sensor does not see (`BLIND`), why something was lost (`REASONS`), what of
+the agent's own was altered (`TAMPERED`); each
 code is explained in docs/operations.md.
 Must not know: events, terminals.
 """
@@ -145,7 +146,7 @@ JA = {
     "agent.config": "現在有効な設定{more}",
     "agent.sensors": "{sensor}: {coverage}",
     "agent.gap": "{lost} ({span}): {why}",
-    "agent.tampered": "エージェント自身の記録またはファイルが改ざんされました{what}",
+    "agent.tampered": "エージェント自身の記録またはファイルに改ざんの疑いがあります{what}",
     "agent.clock": "{jump}",
     "agent.silent": "報告が途絶えました (最終受信 {last_seen})",
     "agent.back": "報告が再開しました",
@@ -292,3 +293,26 @@ REASONS: dict[str, tuple[str, str]] = {
     ),
 }
 """Why something was lost: `lost.reason` of an `agent.gap`, in English and Japanese."""
+
+TAMPERED: dict[str, tuple[str, str]] = {
+    "spool_missing": REASONS["spool_missing"],
+    "spool_corrupt": REASONS["spool_corrupt"],
+    "spool_foreign": REASONS["spool_foreign"],
+    "spool_rolled_back": REASONS["spool_rolled_back"],
+    "spool_replaced": ("the spool's file was replaced while in use", "使用中のスプールのファイルが差し替えられました"),
+    "spool_altered": ("the spool was altered while in use", "使用中のスプールが書き換えられました"),
+    "spool_unusable": ("the spool can't be used any more", "スプールが使えなくなりました"),
+    "key_missing": ("the key is gone", "鍵がなくなっています"),
+    "key_replaced": ("the key was replaced", "鍵が差し替えられました"),
+    "cloned_identity": (
+        "the key was another machine's (a cloned disk); a new one was made",
+        "鍵が別の端末のものでした (ディスクの複製)。新しい鍵を作成しました",
+    ),
+    "register_altered": ("the kept register of media was altered", "保管していた媒体台帳が書き換えられました"),
+    "register_rollback": ("an older register of media was sent", "古い版の媒体台帳が送られてきました"),
+    "fork": (
+        "the collector holds another history under this agent's name",
+        "収集サーバーに、このエージェントの名で別の履歴があります",
+    ),
+}
+"""What was altered: `detail.what` of an `agent.tampered`, in English and Japanese."""

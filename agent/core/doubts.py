@@ -137,7 +137,7 @@ class Doubts:
         size = dest.size or 0
         known = [self._elsewhere[key] for key in islice(reversed(self._sized.get(size, {})), _MOST_DECOYS)]
         same = [each for each in (*held, *known) if each.size == size and each.path != dest.path and each.key != dest.key]
-        return [each for each in dict((each.path, each) for each in same).values() if not self._protected(each)][:_MOST_DECOYS]
+        return [each for each in {each.path: each for each in same}.values() if not self._protected(each)][:_MOST_DECOYS]
 
     def _piece(self, dest: Dest) -> bool:
         """Whether its writer wrote others of its size just before or after, or larger ones that have one size."""
@@ -161,7 +161,7 @@ class Doubts:
         self.asked.clear()
         if alike == "same":
             return dest, [_sure(each) for each in left], False
-        if alike == "decoy" and not any(self._protected(each) for each in decoys):
+        if alike == "decoy" and decoys and not any(self._protected(each) for each in decoys):
             for each in decoys:
                 self.elsewhere(each)
             return dest, [], True

@@ -162,7 +162,7 @@ class Closed(FileFact):
 
 
 class Compared(Fact):
-    """What a file elsewhere has in common with the protected files it may be a copy of, as the core wanted.
+    """What a file elsewhere, or one in doubt on a medium, has in common with the protected files it may hold, as was wanted.
 
     `key` and `path` are the file's, by its present name; `size` its bytes now. `alike`: "same" (bytes of theirs are in it),
     "part" (it is one piece of the only one, byte for byte), "packed" (no bytes that repeat, and as many as theirs have when

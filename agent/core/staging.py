@@ -97,6 +97,8 @@ class Staging:
         if not self._lineage.stage(fact.key, staged):
             return None
         told = written._replace(path=fact.path, size=size)
+        if staged.part:
+            spread = [each._replace(bytes=size) for each in spread]
         return Copy(staged, told, [each._replace(confidence=max(each.confidence, sure)) for each in spread])
 
     def unanswered(self) -> list[Written]:

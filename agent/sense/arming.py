@@ -236,12 +236,12 @@ class Arming:
 
     def _closed(self, pid: int, key: bytes, now_ms: int) -> Iterator[Fact]:
         looked = self._paths.look(key) if key else None
-        if looked is None or looked[1] is None:
+        if looked is None or looked[1] is None or not looked[1].st_nlink:
+            if key:  # removed by now; who took it further may have been seen with it in hand
+                yield Closed(at_ms=now_ms, pid=pid, key=key, path="")
             return
         raw, seen = looked
-        if not seen.st_nlink:
-            yield Closed(at_ms=now_ms, pid=pid, key=key, path="")
-        if not raw or not stat.S_ISREG(seen.st_mode) or not seen.st_nlink:
+        if not raw or not stat.S_ISREG(seen.st_mode):
             return
         if raw.startswith(tuple(self._own)) or self._marks.root_of(raw) is not None:
             return  # ours, or told by the mark that lies there

@@ -15,29 +15,22 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from agent.contract.event import path_bytes
-from agent.core.doubts import Doubt
 from agent.core.facts import Compared, Fact
 from agent.sense import likeness
 
 HEAD = 1 << 20
-_OF_SOURCES = 2 << 20
+_OF_SOURCES = 8 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_WINDOWS = 16
+_WINDOWS = 6
 _WINDOWS_IN_ALL = 48
 _TINY = 64
-_SAMPLE, _FULL = 16_384, 0.97
-"""Blocks that a quick pass makes no smaller than this are random to any packer"""
-_FULL_PACKED, _PACKED, _UNPACKED = 0.9, 0.3, 0.02
-"""To which part of its quick size a packer may bring a file: random bytes, others, and what itself is a container or a picture,
-which may be unpacked, made smaller and packed anew"""
-_CONTAINERS = (
-    *(b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"Rar!", b"\x1f\x9d"),
-    *(b"%PDF", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"OggS", b"ID3", b"fLaC", b"\x1aE\xdf\xa3", b"II*", b"MM\0*"),
-    *(b"\xd0\xcf\x11\xe0", b"BM", b"SQLite", b"\x7fELF"),
-)
 _FEW_WORDS, _WORDS, _WORDS_LEAST = 0.15, 24, 8
 _SAME_AMOUNT = 0.02
 _RUN = 32
+
+
+Question = tuple[bytes, str, int, list[str], list[str], bool, bool, list[str]]
+"""See `core.doubts.Doubt`"""
 
 
 class _Seen(NamedTuple):
@@ -48,34 +41,36 @@ class _Seen(NamedTuple):
     blocks: list[bytes]
 
 
-def look(asked: Iterable[Doubt], now_ms: int) -> Iterator[Fact]:
+def look(asked: Iterable[Question], now_ms: int) -> Iterator[Fact]:
     """Compared for each question."""
-    for doubt in asked:
+    for key, path, size, sources, others, whole, piece, decoys in asked:
         try:
-            alike = _judge(doubt)
+            alike = _judge((path, size), sources, others, decoys, whole and not piece)
         except OSError:
             alike = "unknown"  # a medium that was pulled, a disk that fails
-        yield Compared(at_ms=now_ms, key=doubt.key, path=doubt.path, size=doubt.size, alike=alike)
+        yield Compared(at_ms=now_ms, key=key, path=path, size=size, alike=alike)
 
 
-def _judge(doubt: Doubt) -> str:
-    copy = _read(doubt.path, HEAD)
+def _judge(file: tuple[str, int], sources: list[str], others: list[str], decoys: list[str], may_deny: bool) -> str:
+    path, size = file
+    copy = _read(path, HEAD)
     if copy is None:
         return "gone"
-    if copy.size != doubt.size or not copy.size:
+    if copy.size != size or not copy.size:
         return "unknown"  # somebody writes to it again
-    each = _OF_SOURCES // max(1, len(doubt.sources) + len(doubt.others))
-    held = [seen for path in doubt.sources if (seen := _read(path, each)) is not None]
+    most = _OF_SOURCES // max(1, len(sources) + len(others))
+    held = [seen for other in sources if (seen := _read(other, most)) is not None]
     if any(source.size == copy.size and _same(copy, source) for source in held):
         return "same"
-    if any(_same(copy, decoy) for path in doubt.decoys if (decoy := _read(path, HEAD)) is not None):
+    if any(_same(copy, decoy) for other in decoys if (decoy := _read(other, HEAD)) is not None):
         return "decoy"
-    if _agrees(copy, [source.head for source in held]):
+    if held and _agrees(copy, [source.head for source in held]):
         return "same"
-    others = [seen for path in doubt.others if (seen := _read(path, each)) is not None]
-    if not doubt.whole or doubt.piece or len(held) + len(others) != len(doubt.sources) + len(doubt.others):
+    everything = [*held, *(seen for other in others if (seen := _read(other, most)) is not None)]
+    if not may_deny or len(everything) != len(sources) + len(others):
         return "unknown"
-    everything = [*held, *others]
+    if any(source.size > len(source.head) for source in everything):
+        return "unknown"  # a part from further on
     if _touches(copy, everything):
         return "unknown"
     return "other" if _too_small(copy, everything) or _another_text(copy, everything) else "unknown"
@@ -117,7 +112,7 @@ def _touches(copy: _Seen, sources: list[_Seen]) -> bool:
     heads = [source.head for source in sources]
     if copy.size <= _TINY:
         bare = copy.head.strip()
-        return not bare or any(bare in head for head in heads) or any(source.size > len(source.head) for source in sources)
+        return not bare or any(bare in head for head in heads)
     ours = [copy.head, *likeness.decoded(copy.head)]
     if any(window in head for each in ours for window in _windows(each, _WINDOWS) for head in heads):
         return True
@@ -134,14 +129,7 @@ def _windows(data: bytes, count: int) -> Iterator[bytes]:
 
 def _too_small(copy: _Seen, sources: list[_Seen]) -> bool:
     """Whether not even the smallest source can be in it, however it was packed."""
-    return all(copy.size < source.size and copy.size < _least(source) for source in sources)
-
-
-def _least(source: _Seen) -> float:
-    if not source.head or source.head.startswith(_CONTAINERS) or source.head[4:8] == b"ftyp":
-        return source.size * _UNPACKED
-    ratio = likeness.ratio(source.head, _SAMPLE)
-    return source.size * (_FULL_PACKED if ratio >= _FULL else min(ratio, 1.0) * _PACKED)
+    return all(copy.size < source.size and copy.size < likeness.least_packed(source.size, source.head) for source in sources)
 
 
 def _another_text(copy: _Seen, sources: list[_Seen]) -> bool:

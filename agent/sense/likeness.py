@@ -37,6 +37,17 @@ _TIGHT, _TIGHT_OF_SEVERAL, _HEAD = 0.3, 0.15, 512
 """How much smaller than a quick pass a thorough packer comes out, of one file and of several, which may have much in common;
 bytes that a container adds for each file."""
 
+_SHORT, _FULL = 16_384, 0.97
+"""Blocks that a quick pass makes no smaller than this are random to any packer"""
+_FULL_PACKED, _OTHERS_PACKED, _UNPACKED = 0.9, 0.3, 0.02
+"""To which part of its quick size a packer may bring a file: random bytes, others, and what itself is a container or a picture,
+which may be unpacked, made smaller and packed anew"""
+_CONTAINERS = (
+    *(b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"Rar!", b"\x1f\x9d"),
+    *(b"%PDF", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"OggS", b"ID3", b"fLaC", b"\x1aE\xdf\xa3", b"II*", b"MM\0*"),
+    *(b"\xd0\xcf\x11\xe0", b"BM", b"SQLite", b"\x7fELF"),
+)
+
 
 class _File:
     """An open file: its size, and its first bytes. Never mapped: a file that shrinks meanwhile would end the agent (SIGBUS)."""
@@ -232,9 +243,19 @@ def evenness(data: bytes) -> float:
     return after / before if before else 0.0
 
 
+def least_packed(size: int, head: bytes) -> float:
+    """The fewest bytes that a file can take, however it is packed."""
+    if not head or head.startswith(_CONTAINERS) or head[4:8] == b"ftyp":
+        return size * _UNPACKED
+    quick = ratio(head, _SHORT)
+    return size * (_FULL_PACKED if quick >= _FULL else quick * _OTHERS_PACKED)
+
+
 def _packed(copy: _File, sources: list[_File], total: int) -> bool:
     size = copy.size
     if size < _LEAST or evenness(copy.head) < EVEN:
+        return False
+    if size < min(least_packed(file.size, file.head) for file in sources):
         return False
     known = sum(file.size for file in sources)
     small = sum(file.size * min(1.0, ratio(file.head)) for file in sources)
