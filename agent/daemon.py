@@ -39,7 +39,7 @@ _STOP_WITHIN_S = 5.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
 _ENOUGH_WAITING = 1_000
-"""Events not durable yet (the backlog packs none so far), above which the recorder is waited for, though not for longer than PATIENCE steps at a time."""
+"""Events not durable yet (the backlog packs none so far), above which the recorder is waited for; PATIENCE steps at most."""
 _GIVE_BACK_EVERY_MS = 60_000
 _LET_WRITE_S = 0.01
 _PATIENCE = 100

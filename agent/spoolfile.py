@@ -202,6 +202,7 @@ def _reading(state_dir: str | Path) -> Iterator[sqlite3.Connection]:
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
+    """A connection by which nothing can be changed. Raises sqlite3.Error."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10, isolation_level=None)
 
 

@@ -1,3 +1,4 @@
+# fmt: off
 """A second verifier, written only from docs/reference.md, from "Chain, batches, receipts" to "Bundles".
 
 `python second_verifier.py BUNDLE [KEY]`, KEY being a collector's public key in base64. It is here to show that the page
@@ -9,7 +10,6 @@ from nacl.signing import VerifyKey
 
 OURS = {"agent.silent", "agent.back", "review.decided", "register.changed", "record.viewed", "record.erased"}
 
-# fmt: off
 class Wrong(Exception): ...
 def sha(*parts): return hashlib.sha256(b"".join(parts)).digest()
 def ident(key): return sha(key).hex()[:32]

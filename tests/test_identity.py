@@ -92,7 +92,9 @@ def test_a_key_that_is_renewed_is_kept_aside_with_all_that_was_its_own(state_dir
     (state_dir / "spool.db").write_bytes(b"its events")
     assert identity.renew(state_dir) == first.agent
     second = identity.load_or_create(state_dir, machine_id)
-    assert second.agent != first.agent and second.former == "" and second.pinned() is None, "meant, so no cloned_identity is told"
+    assert second.agent != first.agent and second.former == "" and second.pinned() is None, (
+        "meant, so no cloned_identity is told"
+    )
     assert (state_dir / f"spool.db.of-{first.agent[:12]}").read_bytes() == b"its events"
     assert not (state_dir / "spool.db").exists()
 

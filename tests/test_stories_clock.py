@@ -3,6 +3,7 @@
 import pytest
 from workstation import ROOT, Workstation
 
+from agent.contract.codes import LOW, MEDIUM
 from agent.core import facts
 from agent.core.facts import OpenFile, Process
 
@@ -73,3 +74,10 @@ def test_a_start_that_differs_by_a_tick_is_the_same_process(ws: Workstation) -> 
     ws.run("cp", pid=77).create(f"{ws.stick}/a.csv").close(f"{ws.stick}/a.csv", 300_000)
     ws.wait(3)
     assert ws.only("file.copied_out").link == "process"
+
+
+def test_an_agent_that_was_stopped_in_order_is_no_alarm() -> None:
+    ws = Workstation()
+    for reason in ("stopped", "not_running"):
+        ws.tell(facts.Lost(at_ms=ws.now, reason=reason, since_ms=1, until_ms=2))
+    assert [gap.severity for gap in ws.all("agent.gap")] == [LOW, MEDIUM]

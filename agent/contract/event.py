@@ -89,8 +89,8 @@ class ParentInfo(Struct, kw_only=True):
 
 
 class ProcessInfo(Struct, kw_only=True):
-    """`unmapped.sekisho.process`; `start` is clock ticks since boot (proc(5) stat field 22); `unit` the systemd unit it runs in,
-    `container` the id or name of a container, `image` what that was made from."""
+    """`unmapped.sekisho.process`; `start` is clock ticks since boot (proc(5) stat field 22); `unit` the systemd unit that it
+    runs in, `container` the id or name of a container, `image` what that was made from."""
 
     pid: int
     exe: str | UnsetType = UNSET

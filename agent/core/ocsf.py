@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from agent.contract.codes import CODES, COPY_LIMIT, INFO, OCSF_VERSION, PRODUCT, Attribution, Code
+from agent.contract.codes import CODES, COPY_LIMIT, INFO, LOW, OCSF_VERSION, PRODUCT, Attribution, Code
 from agent.contract.event import (
     DestInfo,
     Event,
@@ -387,6 +387,8 @@ class Writer:
             first_seq=UNSET if fact.first_seq is None else fact.first_seq,
             last_seq=UNSET if fact.last_seq is None else fact.last_seq,
         )
+        if fact.reason == "stopped":  # in order: every reboot is one
+            event.severity_id = LOW
         return event
 
     def clock(self, fact: facts.Clock) -> Event:

@@ -138,7 +138,7 @@ class Staging:
                 )
                 size = None if source.size is None else round(source.size * share)
                 out.append(left._replace(read=made, bytes=size, link=left.link if left.link == "time" else "lineage"))
-        return out
+        return _best(out)  # whoever read a copy and is kin to its maker is one way, not two
 
     def _copy_read(self, left: Left) -> Staged | None:
         via = left.read.via

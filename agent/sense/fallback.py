@@ -43,7 +43,10 @@ _TOLD = [
     DirMovedEvent,
 ]
 _QUEUE = 100_000
-BLIND = ["process", "login_user", "raw_devices", "other_namespaces", "unreadable_folders", "fresh_hard_links"]
+BLIND = [
+    *("process", "login_user", "raw_devices", "other_namespaces", "unreadable_folders", "fresh_hard_links"),
+    *("network_ways", "phones", "staging_elsewhere"),
+]
 
 
 class Fallback(FileSystemEventHandler):
