@@ -102,6 +102,19 @@ def test_an_archive_leaves_as_all_that_is_in_it(ws, desk):
     ws.only("copy.staged")
 
 
+def test_parts_of_one_file_that_leave_in_one_archive_add_up(ws, desk):
+    split = ws.run("split", "a.csv").read("a.csv")
+    for number in range(3):
+        desk.write(split, f"/tmp/x{number}", 100_000, "part")
+    tar = ws.run("tar", "c", "/tmp/x0", "/tmp/x1")
+    for number in range(2):
+        tar.read(f"/tmp/x{number}")
+    tar.create(f"{ws.stick}/x.tar").close(f"{ws.stick}/x.tar", 210_000)
+    ws.wait(2)
+    left = ws.only("file.copied_out")
+    assert left.source["path"] == f"{ROOT}/a.csv" and left.bytes == 200_000
+
+
 def test_half_of_a_copy_that_leaves_is_half_of_its_source(ws, desk):
     desk.copy("a.csv", "/tmp/x")
     program = ws.run("head").read("/tmp/x").create(f"{ws.stick}/half").close(f"{ws.stick}/half", 150_000)

@@ -122,6 +122,7 @@ class Staging:
         if self._lineage.no_copies or not any(left.read.via for left in many):
             return many
         out: list[Left] = []
+        parts: dict[str, int] = {}
         for left in many:
             copy = self._copy_read(left)
             if copy is None:
@@ -137,8 +138,11 @@ class Staging:
                     folder, read.name, (source.size, None), read.since, read.last, read.fresh, source.path, copy.via, copy.uid
                 )
                 size = None if source.size is None else round(source.size * share)
+                if copy.part and size is not None:
+                    parts[source.path] = size = min(parts.get(source.path, 0) + size, source.size or 0)
                 out.append(left._replace(read=made, bytes=size, link=left.link if left.link == "time" else "lineage"))
-        return _best(out)  # whoever read a copy and is kin to its maker is one way, not two
+        best = _best(out)  # whoever read a copy and is kin to its maker is one way, not two; but parts add up
+        return [each._replace(bytes=max(each.bytes or 0, parts.get(each.read.path, 0))) if parts else each for each in best]
 
     def _copy_read(self, left: Left) -> Staged | None:
         via = left.read.via
