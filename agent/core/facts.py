@@ -261,7 +261,8 @@ class WayHeld(Fact):
     `peer` is an address or a service, for people; `device` the `Device.id` of what was plugged in, if it is such a thing.
     `sent` are the bytes that left by it so far, whoever sent them; None where nobody can count them.
     `since_ms`: not open before this moment, so that all of `sent` left since; None if it may have been open for long.
-    `uses`: how often it was spoken to so far, in either direction, where that can be counted and bytes can't.
+    `uses`: how often it was spoken to so far, in either direction, where that can be counted and bytes can't; `idle_uses`: the
+    same before anybody who holds it now did.
     `began_ms`: when the process that opened it began, if that is known. `feeders` are other processes that were seen to be
     connected to a holder by a socket of this machine (a forwarder, a print service).
     """
@@ -273,6 +274,7 @@ class WayHeld(Fact):
     device: str = ""
     sent: int | None = None
     uses: int | None = None
+    idle_uses: int | None = None
     since_ms: int | None = None
     began_ms: int | None = None
     feeders: list[int] = []

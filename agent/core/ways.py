@@ -212,6 +212,9 @@ class Ways:
             way.pids[fact.pid] = None
         way.feeders |= dict.fromkeys(fact.feeders)
         way.count(fact.at_ms, fact.sent)
+        way.closed_ms = None
+        if fact.idle_uses is not None and not way.uses:
+            way.uses.append((0, fact.idle_uses))
         if fact.uses is not None and (not way.uses or fact.uses > way.uses[-1][1]):
             way.uses.append((fact.at_ms, fact.uses))
         if way.looked is None and fact.sent:

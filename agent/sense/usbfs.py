@@ -20,7 +20,7 @@ from msgspec import structs
 from agent.contract.event import path_text
 from agent.core.facts import Coverage, Device, Fact, Mounted, Plugged, Unmounted, Unplugged, WayClosed, WayHeld
 from agent.sense import SensorError, kernel, procfs
-from agent.sense.fanotify_events import heads
+from agent.sense.fanotify_events import heads, names
 
 _READ_BYTES = 4096
 _NODES = b"/dev/bus/usb/"
@@ -35,10 +35,14 @@ OnPid = Callable[[int], None]
 class _Node:
     """One device. `way` is what leaves by it; `served` are the file systems that its holders serve."""
 
-    __slots__ = ("device", "holders", "path", "served", "told", "way")
+    __slots__ = ("device", "holders", "idle", "key", "path", "served", "told", "way")
 
     def __init__(self, device: Device, path: bytes, way: str) -> None:
         self.device, self.path, self.way = device, path, way
+        self.key = b""
+        """The inode of the node, as the kernel names it in events"""
+        self.idle = -1
+        """Requests when nobody was known to hold it"""
         self.holders: dict[int, int] = {}
         """pid → when its process began, clock ticks since boot"""
         self.served: list[str] = []
@@ -93,8 +97,10 @@ class Usbfs:
         node = self._nodes.get(path)
         if node is None or node.device.id != fact.device.id:
             node = self._nodes[path] = _Node(fact.device, path, _way(fact.device))
+            node.idle = _requests(node)
             try:
                 kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD, kernel.FAN_OPEN, path)
+                node.key = kernel.file_key(path)
             except OSError:
                 self._refused += 1  # pulled again already, or a kernel that tells nothing of device nodes
             self._look_soon(fact.at_ms)
@@ -113,8 +119,9 @@ class Usbfs:
         opened = self._openers()
         if opened:
             self._look_soon(now_ms)
-        for pid in opened:
+        for pid, key in opened:
             yield from self._holds(pid, now_ms, on_pid)
+            yield from self._held_by(pid, key, now_ms, on_pid)
         if self.due(now_ms):
             while self.due(now_ms):
                 self._looks.popleft()
@@ -122,6 +129,8 @@ class Usbfs:
         for node in self._nodes.values():
             if node.holders:
                 yield from self._again(node, now_ms)
+            else:
+                node.idle = _requests(node)
 
     def coverage(self, now_ms: int) -> Coverage:
         """Whether devices can be watched here."""
@@ -136,15 +145,16 @@ class Usbfs:
 
     # -- who holds -----------------------------------------------------------------------------------------------------
 
-    def _openers(self) -> set[int]:
-        pids: set[int] = set()
+    def _openers(self) -> set[tuple[int, bytes]]:
+        """Pids, and the key of the node that each opened."""
+        opened: set[tuple[int, bytes]] = set()
         while self._group >= 0:
             try:
                 buffer = os.read(self._group, _READ_BYTES)
             except BlockingIOError:
                 break
-            pids |= {head[2] for head in heads(buffer)}
-        return pids - {os.getpid(), 0}
+            opened |= {(pid, names(buffer, start, end).target) for _, _, pid, start, end in heads(buffer)}
+        return {(pid, key) for pid, key in opened if pid not in (os.getpid(), 0)}
 
     def _look_soon(self, now_ms: int) -> None:
         self._looks = deque(sorted({*self._looks, *(now_ms + wait_ms for wait_ms in _LOOKS_MS)}))
@@ -175,6 +185,16 @@ class Usbfs:
             if serves:
                 yield from self._serving(node, pid, now_ms)
 
+    def _held_by(self, pid: int, key: bytes, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
+        """It opened a node and is gone, or let go of it, before anybody looked: known by its open alone."""
+        for node in self._nodes.values():
+            if key and node.key == key and pid not in node.holders and procfs.stat(pid) is None:
+                if on_pid is not None:
+                    on_pid(pid)
+                node.told = -1
+                yield from self._used(node, pid, now_ms)
+                yield WayClosed(at_ms=now_ms, id=node.id, pid=pid)
+
     def _again(self, node: _Node, now_ms: int) -> Iterator[Fact]:
         """Those that are known to hold it: whether they still do, and whether it was used."""
         yield from self._used(node, next(iter(node.holders)), now_ms)
@@ -187,8 +207,7 @@ class Usbfs:
             yield WayClosed(at_ms=now_ms, id=node.id, pid=pid)
 
     def _used(self, node: _Node, pid: int, now_ms: int) -> Iterator[Fact]:
-        text = procfs.read(f"{node.device.id}/urbnum").strip()
-        uses = int(text) if text.isdigit() else -1
+        uses = _requests(node)
         if uses != node.told or uses < 0:
             if node.told >= 0 and uses < 0:
                 return  # pulled
@@ -200,6 +219,7 @@ class Usbfs:
                 id=node.id,
                 device=node.device.id,
                 uses=uses if uses >= 0 else None,
+                idle_uses=node.idle if node.idle >= 0 else None,
             )
 
     def _serving(self, node: _Node, pid: int, now_ms: int) -> Iterator[Fact]:
@@ -210,6 +230,12 @@ class Usbfs:
         for dev in mine or (free if len(free) == 1 else set()):
             node.served.append(dev)
             yield Plugged(at_ms=now_ms, device=structs.replace(node.device, nodes=[*node.device.nodes, *node.served]))
+
+
+def _requests(node: _Node) -> int:
+    """How many the kernel has sent to a device by now; -1 if it does not say."""
+    text = procfs.read(f"{node.device.id}/urbnum").strip()
+    return int(text) if text.isdigit() else -1
 
 
 def _devices(pid: int) -> tuple[set[bytes], bool]:
