@@ -10,7 +10,7 @@ pipeline. Where ends were not told, a pipe that an ancestor held long before, or
 Of sockets a way takes only one: everybody is connected to a message bus.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from agent.core.entry import Entry
 from agent.core.facts import Channel
@@ -27,21 +27,32 @@ class Channels:
 
     def __init__(self, entry: Callable[[int], Entry | None], ancestors: Callable[[int], Iterable[int]]) -> None:
         self._entry, self._ancestors = entry, ancestors
-        self._holders: dict[Channel, set[int]] = {}
+        self._holders: dict[Channel, dict[int, int]] = {}
+        self._counts: dict[Channel, list[int]] = {}
+        """How many hold no end that was told, the first, the second, both: thousands may have inherited one pipe"""
 
     def held(self, entry: Entry) -> None:
         """Take in what a process holds now."""
-        for channel in entry.channels:
-            self._holders.setdefault(channel, set()).add(entry.process.pid)
+        pid = entry.process.pid
+        for channel, end in entry.ends.items():
+            holders = self._holders.setdefault(channel, {})
+            before = holders.get(pid)
+            if before != end:
+                counts = self._counts.setdefault(channel, [0, 0, 0, 0])
+                if before is not None:
+                    counts[before] -= 1
+                counts[end] += 1
+                holders[pid] = end
 
     def dropped(self, entry: Entry) -> None:
         """A process is forgotten."""
         for channel in entry.channels:
             holders = self._holders.get(channel)
-            if holders is not None:
-                holders.discard(entry.process.pid)
+            end = holders.pop(entry.process.pid, None) if holders is not None else None
+            if end is not None:
+                self._counts[channel][end] -= 1
                 if not holders:
-                    del self._holders[channel]
+                    del self._holders[channel], self._counts[channel]
 
     def upstream(self, pid: int) -> list[int]:
         """Who can have fed `pid`, nearest first."""
@@ -72,25 +83,34 @@ class Channels:
             end, socket = self._end(pid, channel), _is_socket(channel)
             if (end and not end & own and not socket) or self._inherited(channel, pid, since_ms):
                 continue
-            others = [self._end(other, channel) for other in self._holders.get(channel, ()) if other != pid]
+            others = self._others(pid, channel)
             if socket and any(each & end for each in others):
                 continue  # they inherited it from somebody
-            met = [not each or not end or (_fed(end, each, True) if socket else bool(each & missing)) for each in others]
+            met = (not each or not end or (_fed(end, each, True) if socket else bool(each & missing)) for each in others)
             if not any(met) and not (socket and end == 3):
                 yield channel
+
+    def _others(self, pid: int, channel: Channel) -> list[int]:
+        """Which ends others hold, each once."""
+        own = self._holders.get(channel, {}).get(pid)
+        counts = self._counts.get(channel, ())
+        return [end for end, count in enumerate(counts) if count > (1 if end == own else 0)]
 
     def _feeders(self, here: int, by_socket: bool) -> Iterator[tuple[int, bool]]:
         entry = self._entry(here)
         for channel, since_ms in entry.channels.items() if entry is not None else ():
-            holders = self._holders.get(channel, set())
+            holders = self._holders.get(channel, {})
             socket = _is_socket(channel)
             if len(holders) < 2 or (socket and by_socket):
                 continue
-            end = self._end(here, channel)
-            vague = not end or any(not self._end(other, channel) for other in holders)
-            if vague and (len(holders) > _CROWD or self._inherited(channel, here, since_ms) or self._outlived(holders)):
+            end, others = self._end(here, channel), self._others(here, channel)
+            if not any(_fed(end, each, socket) for each in others):
                 continue
-            for other in sorted(holders - {here}):
+            vague = not end or 0 in others
+            crowd = len(holders) > _CROWD
+            if vague and (crowd or self._inherited(channel, here, since_ms) or self._outlived(holders.keys())):
+                continue
+            for other in sorted(holders.keys() - {here}):
                 if _fed(end, self._end(other, channel), socket) and self._overlap(here, other):
                     yield other, socket
 
@@ -109,7 +129,7 @@ class Channels:
                 return not end or not theirs or bool(end & theirs)
         return False
 
-    def _outlived(self, holders: set[int]) -> bool:
+    def _outlived(self, holders: Collection[int]) -> bool:
         """Whether a pipe was given to a process after another of the same parent that held it had ended: it is the parent's."""
         if len(holders) < 3:
             return False

@@ -31,6 +31,7 @@ _KEPT = (
 _BEFORE_MS = 10_000
 """A pipe keeps what a stage wrote that ended before the shell came to fork the next one"""
 _MOST_SEARCHED = 4_096
+_BESIDE = 64
 
 
 def _cleaned(process: Process) -> Process:
@@ -163,13 +164,26 @@ class People:
                 continue
             by_name = self._channels.unfed_by_name(head)
             ended_ms = entry.born_ms - (_BEFORE_MS if unfed else 0)
-            for other in self.descendants(parent, min(since_ms, entry.born_ms - _BEFORE_MS)):
+            earliest_ms = min(since_ms, entry.born_ms - _BEFORE_MS)
+            for other in self._around(parent, head):
+                if other.first_ms < earliest_ms:
+                    continue
                 near = [each.pid for each in other.process.parents[:_NEAR_GENERATIONS]] or [other.process.ppid]
                 alive = other.gone_ms is None or other.gone_ms >= ended_ms
                 late = by_name and abs(other.born_ms - entry.born_ms) <= _BEFORE_MS
                 below = other is not entry and parent in near and pid not in near
                 if alive and below and (late or other.blind or self._channels.unheard(other.process.pid)):
                     yield other
+
+    def _around(self, parent: int, pid: int) -> Iterator[Entry]:
+        """Processes below `parent` that were first told next to `pid`: a shell may have begun thousands."""
+        born = list(self._born.get(parent, ()))
+        at = born.index(pid) if pid in self._born.get(parent, ()) else len(born)
+        start = self._table[parent].process.start if parent in self._table else 0
+        for other in born[max(0, at - _BESIDE) : at + _BESIDE]:
+            entry = self._table[other]
+            if all(each.pid != parent or not _another_life(start, each.start) for each in entry.process.parents):
+                yield entry
 
     @staticmethod
     def _merge(entry: Entry, process: Process, at_ms: int) -> None:

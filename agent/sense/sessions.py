@@ -1,7 +1,8 @@
 """Who sits at the machine: the active local session, as logind keeps it under /run/systemd (sd-login(3)).
 
 Owns: reading those small files once a second. Must not know what a session is used for. With no seat (a server, a
-virtual machine) the one person who is logged in is taken if there is exactly one; else nobody is named.
+virtual machine) the one person who is logged in is taken if there is exactly one; else nobody is named. Beside each file lies
+logind's pipe for that session (`N.ref`), which is never opened: who reads it waits until the person logs out.
 """
 
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ class Sessions:
             return self._person(said, session) if _sits_here(said) else (None, "", "")
         here: dict[int, str] = {}
         try:
-            names = [entry.name for entry in (self._run / "sessions").iterdir()]
+            names = [entry.name for entry in (self._run / "sessions").iterdir() if entry.is_file()]
         except OSError:
             return None, "", ""
         for name in names:

@@ -22,7 +22,6 @@ PHONE = "PH0NE2014"
 GVFS = f"mtp://QEMU_QEMU_filesharing_{PHONE}/"
 WAYS = {
     "mtp-connect": f"mtp-connect --sendfile {LISTS}/2014-06.csv 2014-06.csv",
-    "mtp-sendfile": f"mtp-sendfile {LISTS}/2014-06.csv 2014-06.csv",
     "jmtpfs": f"mkdir -p ~/phone && jmtpfs ~/phone && cp {LISTS}/2014-06.csv ~/phone/phone/ && sync && fusermount3 -u ~/phone",
     "gvfs": f"gio mount {GVFS} && gio copy {LISTS}/2014-06.csv {GVFS}phone/",
 }
