@@ -45,6 +45,26 @@ def left(ws: "Workstation") -> list[dict[str, Any]]:
     return found
 
 
+def test_quick_one_stick_one_phone(workstation: "Workstation", tmp_path: Path) -> None:
+    """The main job on real parts, in a minute once the guest is there: `make test-vm ARGS='-k quick'`."""
+    ws = workstation
+    stick = ws.vm.plug_stick("S0001", fs="vfat")
+    ws.vm.run(f"mount -o uid=contractor {stick.part} /mnt/stick")
+    ws.wait_for("medium.mounted", where=lambda event: own(event)["medium"].get("serial") == "S0001")
+    ws.vm.run(f"cp {LISTS}/2014-06.csv /mnt/stick/", user="contractor", pam=True)
+    assert own(plug(ws, tmp_path / "phone"))["medium"]["kind"] == "phone"
+    ws.vm.run(f"mtp-connect --sendfile {LISTS}/2014-07.csv 2014-07.csv", user="contractor", pam=True, timeout=180)
+
+    on_stick, on_phone = (own(copy) for copy in ws.wait_for("file.copied_out", 2))
+    assert (on_stick["way"], on_stick["medium"]["serial"], on_stick["bytes"]) == ("mount", "S0001", on_stick["dest"]["size"])
+    assert (on_phone["way"], on_phone["medium"]["serial"]) == ("mtp", PHONE)
+    assert on_phone["bytes"] == (tmp_path / "phone" / "2014-07.csv").stat().st_size
+    assert {on_stick["login"]["user"], on_phone["login"]["user"]} == {"contractor"}
+    ws.vm.run("umount /mnt/stick")
+    ws.vm.unplug("S0001")
+    ws.wait_for("medium.detached", where=lambda event: own(event)["medium"].get("serial") == "S0001")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_list_copied_to_a_phone_is_told_with_the_phone_and_the_person(
     workstation: "Workstation", tmp_path: Path, way: str
