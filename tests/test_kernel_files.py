@@ -13,6 +13,7 @@ from agent.core.facts import Attributes, Closed, Created, Deleted, Fact, FileFac
 from agent.sense import SensorError, kernel, sizes
 from agent.sense.fanotify import Fanotify
 from agent.sense.marks import alone
+from agent.sense.mounts import Mounts
 from tests.kernel_lab import EXT4, ROOT, medium, run, until
 
 pytestmark = ROOT
@@ -483,3 +484,14 @@ def test_no_path_is_too_long_to_be_told(levels: int, files: Fanotify, stick: Pat
         assert ("/…/" in closed.path) == ("/…/" in opened.path) == (levels > 19)
     finally:
         run(f"rm -rf {folder}")
+
+
+@pytest.mark.parametrize(("owner", "views"), [(0, ["/home/mallory/m"]), (1001, [])])
+def test_what_a_user_mounted_is_no_view_of_the_protected_directory(tmp_path: Path, owner: int, views: list[str]) -> None:
+    (tmp_path / "self").mkdir()
+    line = f"77 1 0:52 / /home/mallory/m rw - fuse.bindfs /srv/customers rw,user_id={owner},group_id=0"
+    (tmp_path / "self" / "mountinfo").write_text(line)
+    mounts = Mounts(str(tmp_path))
+    list(mounts.drain(0))
+    assert mounts.views(["/srv/customers"]) == views
+    mounts.close()

@@ -37,7 +37,7 @@ _LABEL_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo. `dev` is "major:minor"; paths are raw, escapes undone."""
+    """One line of mountinfo. `dev` is "major:minor"; paths are raw, escapes undone. `owner`: the uid that mounted it (FUSE)."""
 
     mount_id: int
     parent_id: int
@@ -47,6 +47,7 @@ class Mount(NamedTuple):
     read_only: bool
     fs: str
     source: bytes
+    owner: int = 0
 
 
 def parse(raw: bytes) -> list[Mount]:
@@ -60,9 +61,10 @@ def parse(raw: bytes) -> list[Mount]:
             mount_id, parent_id, dev = int(fields[0]), int(fields[1]), fields[2].decode("ascii")
             root, mount, source = (unescape(field) for field in (fields[3], fields[4], fields[dash + 2]))
             fs = unescape(fields[dash + 1]).decode("utf-8", "backslashreplace")
+            owners = [int(each[8:]) for each in fields[dash + 3].split(b",") if each.startswith(b"user_id=")]
         except (ValueError, IndexError):
             continue
-        mounts.append(Mount(mount_id, parent_id, dev, root, mount, read_only, fs, source))
+        mounts.append(Mount(mount_id, parent_id, dev, root, mount, read_only, fs, source, max(owners, default=0)))
     return mounts
 
 
@@ -179,10 +181,13 @@ class Mounts:
         return sorted(found.values())
 
     def views(self, paths: list[str]) -> list[str]:
-        """Where FUSE servers show one of these directories, or a part of it, once more."""
+        """Where FUSE servers of root's show one of these directories, or a part of it, once more.
+
+        What somebody else mounted may claim any source, and its server need never answer whoever looks.
+        """
         found = []
         for mount in self._known.get(0, {}).values():
-            lies_on, at = shown(mount), mount.mount.rstrip(b"/")
+            lies_on, at = b"" if mount.owner else shown(mount), mount.mount.rstrip(b"/")
             for path in paths if lies_on else ():
                 raw = os.fsencode(path) + b"/"
                 if lies_on.startswith(raw):
