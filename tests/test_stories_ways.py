@@ -168,6 +168,21 @@ def test_a_phone_without_a_mount(ws: Workstation) -> None:
     assert len(ws.all("file.copied_out")) == 2
 
 
+@pytest.mark.parametrize(("requests_ms_before", "told"), [(100, 1), (60_000, 0)])
+def test_a_file_may_be_on_the_phone_before_its_read_is_told(ws: Workstation, requests_ms_before: int, told: int) -> None:
+    """Requests are counted at once, reads told when the queue is read. Requests of long before were for something else."""
+    ws.plug(PHONE, mount=None)
+    daemon = ws.run("gvfsd-mtp")
+    phone = Way(daemon, "mtp", counted=False, old=True, id="usb:001/002", device=PHONE.id, uses=318)
+    ws.wait(3600)
+    phone.more["uses"] = 329
+    phone.tell()
+    ws.now += requests_ms_before
+    daemon.read("a.csv")
+    ws.wait(3)
+    assert len(ws.all("file.copied_out")) == told
+
+
 def test_a_copy_onto_an_unapproved_phone_is_a_finding(ws: Workstation) -> None:
     ws.approve(facts.Device(id="x", vendor_id="1", product_id="2", serial="3")).plug(PHONE, mount=None)
     tool = ws.run("mtp-connect")

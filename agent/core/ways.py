@@ -51,6 +51,8 @@ _DEVICES = {"mtp": 0.85, "bluetooth": 0.6, "usb": 0.6}
 
 _LEAST_USES = 4
 """Requests to a device that it takes to send a file: a command, the data, the answer"""
+_TOLD_LATE_MS = 1_000
+"""A read is told with the time at which the queue was read; by then it may have been sent, and been counted."""
 
 _Kind = Literal["tool", "new", "late", "old"]
 _GRADES: dict[_Kind, tuple[float, float, float]] = {
@@ -360,7 +362,7 @@ class Ways:
             return []
         in_order = sorted(way.pending.values(), key=_opened)
         if not way.counts:
-            in_order = [each for each in in_order if way.spoken_to(each.from_ms)]
+            in_order = [each for each in in_order if way.spoken_to(each.from_ms - _TOLD_LATE_MS)]
             return self._tell(way, in_order, now_ms, self._uncounted(way, in_order))
         kind = way.kind(in_order[0].read)
         settled = way.settled(now_ms)
