@@ -109,10 +109,11 @@ def test_a_view_of_the_stick_by_a_server_that_may_itself_be_held(
     fuse(undo, view, "bindfs", stick.path)
     mounted(sekisho_agent, view)
     began = time.monotonic()
-    as_person(f"cp {source} {view}/")
+    for number in range(3):  # what is copied at once may come before the view is watched (docs/limits.md)
+        as_person(f"cp {source} {view}/{number}.csv")
     assert time.monotonic() - began < 5
     said = copied(sekisho_agent, source.name)
-    assert (said["medium"]["serial"], said["dest"]["path"]) == ("STICK1", f"{view}/{source.name}")
+    assert said["medium"]["serial"] == "STICK1" and said["dest"]["path"].startswith(f"{view}/")
     assert not sekisho_agent.events("agent.gap"), "the process that holds had to be killed"
 
 

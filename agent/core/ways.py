@@ -314,14 +314,12 @@ class Ways:
         fed = ((feeder, *self._people.piped(feeder)) for feeder in way.feeders)
         served = way.pids if way.since_ms is None and way.looked is None else ()  # accepted by it, gone before a look
         below = (self._people.descendants(pid, way.seen_ms - _TOGETHER_MS, _MOST_READERS) for pid in served)
-        beside = (self._people.beside(pid, way.seen_ms - _TOGETHER_MS) for pid in way.pids)
         groups: tuple[tuple[Iterable[int], Link, float, int], ...] = (
             (way.pids, "process", 1.0, 0),
             (chain.from_iterable(self._people.piped(pid) for pid in way.pids), "pipeline", 0.9, 0),
             (chain.from_iterable(self._people.ancestors(pid) for pid in way.pids), "pipeline", 0.9, begun_ms),
             (chain.from_iterable(fed), "pipeline", 0.8, 0),
             ((entry.process.pid for entries in below for entry in entries), "pipeline", 0.8, 0),
-            ((entry.process.pid for entries in beside for entry in entries), "pipeline", _BESIDE, begun_ms),
         )
         for pids, link, most, least_ms in groups:
             for pid in pids:
