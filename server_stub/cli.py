@@ -52,6 +52,7 @@ def _filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--agent", default="", metavar="NAME", help="a machine, by name or agent id")
     group.add_argument("--user", default="", metavar="NAME", help="a login user")
     group.add_argument("--medium", default="", metavar="KEY", help="a medium, by the beginning of its key or serial number")
+    group.add_argument("--way", default="", metavar="WAY", help="how it left: mount, mtp, usb, network, print or bluetooth")
     group.add_argument("--event", default="", metavar="CODE", help='like "file.copied_out", "copy.*,medium.*", "!agent.*"')
     group.add_argument("-g", "--grep", default="", metavar="TEXT", help="text in the event; in lower case, it ignores case")
 

@@ -52,7 +52,7 @@ def client(args: argparse.Namespace) -> Client:
 def _params(args: argparse.Namespace) -> dict[str, str]:
     """The filters, times made absolute by this machine's clock and zone: "today" is the asker's."""
     now, zone = time.time_ns() // 1_000_000, local_zone()
-    given = {name: getattr(args, name) for name in ("agent", "user", "medium", "event", "severity", "since", "until")}
+    given = {name: getattr(args, name) for name in ("agent", "user", "medium", "way", "event", "severity", "since", "until")}
     given["q"] = args.grep
     wanted = grammar.parse(given, now, zone)
     for name in ("since", "until"):

@@ -7,6 +7,7 @@ Must not know: who asks, HTTP, the engine.
 `q` looks for text in the event's exact bytes as they are shown; all in lower case, it ignores the case of ASCII letters.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, tzinfo
@@ -15,9 +16,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.contract.codes import SEVERITIES
+from agent.contract.codes import CODES, SEVERITIES
 
-FILTERS = ("agent", "user", "medium", "event", "severity", "since", "until", "q")
+FILTERS = ("agent", "user", "medium", "way", "event", "severity", "since", "until", "q")
 MAX_LIMIT = 10_000
 DEFAULT_LIMIT = 100
 MAX_TEXT = 1_000
@@ -50,6 +51,7 @@ class Filter(Struct, kw_only=True, frozen=True):
     agent: str | None = None
     user: str | None = None
     medium: str | None = None
+    way: str | None = None
     event: str | None = None
     severity: int | None = None
     since: int | None = None
@@ -91,6 +93,18 @@ def _codes(text: str) -> list[str]:
     return [code for each in text.split(",") if (code := each.strip())]
 
 
+def _check_codes(text: str) -> None:
+    """A mistyped code must not look like "no such events". Limits are named by the sites: any `copy.<limit>` may exist."""
+    for code in (each.removeprefix("!") for each in _codes(text)):
+        start = code.removesuffix("*")
+        known = [each for each in CODES if each.startswith(start)] if code.endswith("*") else [code] * (code in CODES)
+        if known or start.startswith("copy."):
+            continue
+        near = difflib.get_close_matches(code, CODES, 1)
+        hint = f'; did you mean "{near[0]}"?' if near else "; docs/reference.md lists them"
+        raise BadQuery(f'"{code[:40]}" is no event code{hint}')
+
+
 def parse(values: Mapping[str, str], now_ms: int, zone: tzinfo | None) -> Filter:
     """The filter in a mapping of texts (a query string, arguments); empty texts are not given. Raises BadQuery."""
     got: dict[str, Any] = {}
@@ -102,6 +116,8 @@ def parse(values: Mapping[str, str], now_ms: int, zone: tzinfo | None) -> Filter
             raise BadQuery(f'"{name}" is too long or holds a NUL; shorten it')
         if name == "event" and not _codes(text):
             raise BadQuery('"event" names no event code; write it like "file.copied_out" or "copy.*,medium.*"')
+        if name == "event":
+            _check_codes(text)
         if name in ("since", "until"):
             got[name] = parse_time(text, now_ms, zone)
         else:
@@ -147,6 +163,9 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
         serials = "SELECT medium FROM serials WHERE serial LIKE ? ESCAPE '\\'"
         terms.append(f"medium IN ({keys} UNION {serials})")
         values += [_like(wanted.medium) + "%"] * 2
+    if wanted.way is not None:
+        terms.append(f"way = {_NAME}")
+        values.append(wanted.way)
     if wanted.event is not None:
         codes = _codes(wanted.event)
         for unwanted in (False, True):
@@ -204,11 +223,15 @@ def sql(wanted: Filter, *, after: int | None, descending: bool, limit: int, upto
 
 
 def counts(wanted: Filter, field: str) -> tuple[str, list[Any]]:
-    """Rows `(value, events, bytes)`, the largest first. Raises BadQuery for an unknown field."""
+    """Rows `(value, events, bytes)`, the largest first. Raises BadQuery for an unknown field.
+
+    Bytes are those that left (`file.copied_out`), unless the filter names the events whose bytes are meant: a staged copy
+    that leaves later would count twice."""
     if field not in FIELDS:
         raise BadQuery(f'can\'t count by "{field[:40]}"; the fields are: {", ".join(FIELDS)}')
     condition, values = where(wanted)
     value = "v" if field == "day" else "(SELECT text FROM names WHERE id = v)"
-    each = f"SELECT {FIELDS[field]} AS v, count(*) AS n, coalesce(sum(bytes), 0) AS b FROM events"  # noqa: S608 - constants
+    left = "bytes" if wanted.event else "CASE WHEN code = (SELECT id FROM names WHERE text = 'file.copied_out') THEN bytes END"
+    each = f"SELECT {FIELDS[field]} AS v, count(*) AS n, coalesce(sum({left}), 0) AS b FROM events"  # noqa: S608 - constants
     order = "t" if field == "day" else "b DESC, n DESC, t"
     return f"SELECT {value} AS t, n, b FROM ({each} WHERE {condition} GROUP BY v) ORDER BY {order}", values  # noqa: S608

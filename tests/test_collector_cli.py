@@ -316,6 +316,8 @@ def test_lists_as_json_both_ways(collector: Collector) -> None:
     ("args", "code", "said"),
     [
         (("query", "--event", ","), 2, "names no event code"),
+        (("query", "--event", "file.copied_uot"), 2, 'did you mean "file.copied_out"'),
+        (("tail", "--event", "nonsense.*"), 2, "is no event code"),
         (("query", "-g", b"a\xff"), 2, "is not UTF-8"),
         (("query", "--url", "http://127.0.0.1:abc", "--token", "t"), 1, "port must be a number"),
         (("query", "--url", "http://127.0.0.1:70000", "--token", "t"), 1, "port must be a number"),

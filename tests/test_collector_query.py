@@ -98,7 +98,9 @@ def found(**given: str) -> list[int]:
         ({"agent": "ws-2"}, []),
         ({"event": "file.copied_out"}, [1, 2, 5]),
         ({"event": "medium.*,agent.tampered"}, [3, 4]),
-        ({"event": "%"}, []),
+        ({"event": "copy.%"}, []),
+        ({"way": "mount"}, [1, 2, 5]),
+        ({"way": "mtp"}, []),
         ({"severity": "critical"}, [4]),
         ({"medium": "60A44C"}, [1, 2, 3, 5]),
         ({"medium": "usb:0951"}, [1, 2, 3, 5]),
@@ -121,7 +123,7 @@ def test_filters_find_what_they_say(given: dict[str, str], positions: list[int])
 
 @given(
     st.dictionaries(
-        st.sampled_from(["agent", "user", "medium", "event", "q"]),
+        st.sampled_from(["agent", "user", "medium", "way", "event", "q"]),
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
     )
 )
@@ -142,8 +144,11 @@ def test_no_text_ever_becomes_sql(texts: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("nasty", ["' OR '1'='1", '"; DROP TABLE events; --', "\\", "%' --", "?", "x' UNION SELECT 1,2 --"])
 def test_the_usual_injections_find_nothing(nasty: str) -> None:
-    for name in ("agent", "user", "medium", "event"):
+    for name in ("agent", "user", "medium", "way"):
         assert found(**{name: nasty}) == []
+    assert STORE.rows(*query.sql(Filter(event=nasty), after=None, descending=False, limit=5)) == []
+    with pytest.raises(BadQuery, match="no event code"):
+        query.parse({"event": nasty}, NOW, JST)
 
 
 @pytest.mark.parametrize(
