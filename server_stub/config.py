@@ -9,6 +9,7 @@ Must not know: stores, sockets, HTTP.
 import contextlib
 import ipaddress
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,7 +103,13 @@ def settings(collector: shared.Collector, source: str) -> Settings:
         raise ConfigError(f'{source}: "retention" must be "1d" or more, or "0s" to keep everything')
     if collector.witness_every < 1:
         raise ConfigError(f'{source}: "witness_every" must be at least "1s"')
+    if collector.smtp and not re.match(r"smtps?://[^/]", collector.smtp):
+        raise ConfigError(f'{source}: "smtp" must be like "smtp://mail.example:587" or "smtps://mail.example"')
     for each in collector.witness:
+        if each.file and not Path(each.file).is_absolute():
+            raise ConfigError(
+                f'{source}: the witness file "{each.file}" must be an absolute path; a service has no folder of its own'
+            )
         if sum(map(bool, (each.url, each.file, each.mail))) != 1 or bool(each.url) != bool(each.key):
             raise ConfigError(
                 f'{source}: each [[collector.witness]] names one of "url" (with its "key"), "file" and "mail"; mend the'

@@ -133,6 +133,8 @@ def test_a_stranger_who_speaks_no_tls_harms_nobody(house: TlsHouse) -> None:
     [
         ('listen = "0.0.0.0:0"', 'which others can reach, but there is no TLS; set "tls_cert" and "tls_key"'),
         ('listen = "127.0.0.1:0"\ntls_cert = "CA"', "belong together; give both or neither"),
+        ('smtp = "mail.example"', '"smtp" must be like "smtp://mail.example:587"'),
+        ('[[collector.witness]]\nfile = "points.log"', "must be an absolute path"),
         ('listen = "127.0.0.1:0"\ntls_cert = "CA"\ntls_key = "OTHER"', "give PEM files that belong together"),
         ('listen = "127.0.0.1:0"\ntls_cert = "/nowhere"\ntls_key = "OTHER"', "give PEM files that belong together"),
     ],
