@@ -25,15 +25,16 @@ from msgspec import Struct
 from nacl.signing import SigningKey
 
 from agent.contract import wire
-from server_stub import acts, auth, carry, duties, looks, signers, tree, witness
+from server_stub import auth, carry, duties, ledger, looks, signers, tree, witness
 from server_stub.commit import Busy, Writer
 from server_stub.config import ConfigError, Settings
 from server_stub.store import StoreError
-from server_stub.store.sqlite import SqliteStore
+from server_stub.store.opening import open_store
 from server_stub.tail import Bell
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+_AGENTS = "SELECT agent, key, name, last_seen, silent FROM agents"
 VERIFIERS = 2
 READERS = 4
 
@@ -152,8 +153,8 @@ class Collector:
         self.settings, self.now = settings, now
         self.loop = asyncio.get_running_loop()
         self.bell, self.register_bell = Bell(), Bell()
-        self.store = SqliteStore(settings.store_file)
-        settings.store_file.chmod(0o600)
+        self.elsewhere = asyncio.Event()
+        self.store = open_store(settings)
         self.key = signers.finish(self.store.session(), settings.key_file, load_key(settings.key_file))
         self.writer = Writer(self.store, self.key, socket.gethostname() or "collector", now=now, woken=self._woken)
         self.verifiers = ThreadPoolExecutor(VERIFIERS, "verify")
@@ -165,8 +166,8 @@ class Collector:
         self.tails = self.exports = 0
         self.looks = looks.Looks(self.store)
         self.agents: dict[str, Enrolled] = {}
-        for agent, key, name, seen, silent in self.store.rows("SELECT agent, key, name, last_seen, silent FROM agents"):
-            self.agents[agent] = Enrolled(key, name, seen, bool(silent))
+        for agent, key, name, seen, silent in self.store.rows(_AGENTS):
+            self.agents[agent] = Enrolled(bytes(key), name, seen, bool(silent))
         self._seen: set[str] = set()
         self.cosign = dict(_read_vkey(text) for text in settings.cosign)
         self.carried = {"ok": 0, "failed": 0, "rewritten": 0}
@@ -177,6 +178,32 @@ class Collector:
     def origin(self) -> str:
         """The name of the log in its checkpoints."""
         return f"sekisho/{self.writer.id}"
+
+    def _elsewhere(self, size: int) -> None:
+        """Another collector over this store has committed: called from the store's thread."""
+        self.writer.seen(size)
+        with contextlib.suppress(RuntimeError):  # the loop is closing
+            self.loop.call_soon_threadsafe(self.elsewhere.set)
+
+    async def known(self, agent: str) -> Enrolled | None:
+        """An agent, also one that enrolled at another collector over this store."""
+        found = self.agents.get(agent)
+        if found is None and agent and self.store.shared:
+            for _, key, name, seen, silent in await self.rows(f"{_AGENTS} WHERE agent = ?", (agent,)):
+                found = self.agents.setdefault(agent, Enrolled(bytes(key), name, seen, bool(silent)))
+        return found
+
+    async def reread(self) -> None:
+        """What is remembered of a store that others change, too: the register in force."""
+        rows = await self.rows("SELECT substr(value, 1, 20) FROM meta WHERE name = 'register'")
+        if rows and int(rows[0][0].partition("\n")[0]) > self.register_version:
+            self.take_register(await self.change(ledger.current_register))
+
+    async def reread_agents(self) -> None:
+        """Which agents there are, when any collector last heard them, and who is said to be silent."""
+        for agent, key, name, seen, silent in await self.rows(_AGENTS):
+            known = self.agents.setdefault(agent, Enrolled(bytes(key), name, seen, bool(silent)))
+            known.name, known.last_seen, known.silent = name, max(known.last_seen, seen), bool(silent)
 
     def _woken(self, _size: int) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closing: nobody waits any more
@@ -241,8 +268,10 @@ async def opened(
         collector = Collector(settings, now)
         tasks: list[asyncio.Task[None]] = []
         try:
-            collector.take_register(await collector.change(acts.current_register))
-            due = [duties.watch_fleet] + [duties.keep_retention, duties.keep_witnesses] * served
+            collector.take_register(await collector.change(ledger.current_register))
+            collector.store.listen(collector._elsewhere)
+            due = [duties.watch_fleet, duties.keep_in_step]
+            due += [duties.keep_retention, duties.keep_witnesses, duties.keep_register] * served
             tasks += [asyncio.create_task(each(collector)) for each in due]
             yield collector
         finally:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from nacl.signing import SigningKey
 
 from agent.contract import chain, event, wire
-from server_stub import intake, signers, tree
+from server_stub import intake, signers
 from server_stub.intake import Examined, Known, Row
 from server_stub.refusal import Refusal
 from server_stub.store import Store, StoreError
@@ -88,8 +88,9 @@ class Writer:
         self._queue: queue.Queue[tuple[Callable[[Writer], Any], int, Future[Any]] | None] = queue.Queue(MAX_WAITING)
         self._appended: list[tuple[str, str, int]] = []
         self.epoch = self._own_epoch()
-        self.frontier = self._stored_frontier()
+        self.frontier = self.session.edge()
         self._stale = self._ended = False
+        self._lock = threading.Lock()
         self.size = self.frontier.size
         """Size of the committed tree: the newest `pos`."""
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -98,13 +99,21 @@ class Writer:
     def _own_epoch(self) -> int:
         """The epoch of the collector's own chain: when this store was made (s), so that a lost one is never continued."""
         self.session.begin()
-        self.session.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (str(self.now() // 1000),))
+        new = "INSERT INTO meta VALUES ('epoch', ?) ON CONFLICT DO NOTHING"
+        self.session.execute(new, (str(self.now() // 1000),))
         self.session.commit()
         return int(self.session.execute("SELECT value FROM meta WHERE name = 'epoch'")[0][0])
 
-    def _stored_frontier(self) -> tree.Frontier:
-        size = self.session.execute("SELECT coalesce(max(pos), 0) FROM events")[0][0]
-        return tree.frontier_of(size, self.store.subtree)
+    def seen(self, size: int) -> None:
+        """Another collector over this store has committed: the log has at least `size` events."""
+        if size > self.size:
+            self._grow(size)
+            self.woken(size)
+
+    def _grow(self, size: int) -> None:
+        """The size never goes back: it is said by two threads, and what a reader was once told is durable."""
+        with self._lock:
+            self.size = max(self.size, size)
 
     def running(self) -> bool:
         """Whether the thread runs."""
@@ -230,7 +239,9 @@ class Writer:
             accepted = self.accepted
             try:
                 self._recover()
-                self.session.begin()
+                if self.session.begin():
+                    self.heads.clear()
+                    self.frontier = self.session.edge()
                 for work, _, future in group:
                     try:
                         results.append((future, work(self), None))
@@ -239,7 +250,9 @@ class Writer:
                 for agent, code, pos in self._appended:
                     if code == "agent.started":
                         self.session.execute("DELETE FROM latest WHERE agent = ? AND code LIKE 'agent.sensors/%'", (agent,))
-                    self.session.execute("INSERT OR REPLACE INTO latest VALUES (?, ?, ?)", (agent, code, pos))
+                    put = "INSERT INTO latest VALUES (?, ?, ?) ON CONFLICT (agent, code) DO UPDATE SET pos = excluded.pos"
+                    self.session.execute(put, (agent, code, pos))
+                self.session.grown(self.frontier)
                 self.session.commit()
             except Exception as error:
                 self.accepted, self.failed, self._stale = accepted, str(error), True
@@ -252,7 +265,7 @@ class Writer:
             self.failed = None
             self._appended.clear()
             grown = self.frontier.size != self.size
-            self.size = self.frontier.size
+            self._grow(self.frontier.size)
             self.latency.add(time.perf_counter() - started)
             for future, result, refusal in results:
                 if refusal is None:
@@ -268,5 +281,5 @@ class Writer:
             self._appended.clear()
             self.heads.clear()
             self.session.rollback()
-            self.frontier = self._stored_frontier()
+            self.frontier = self.session.edge()
             self._stale = False

@@ -7,18 +7,23 @@ Must not know: HTTP; what silence, a look or a checkpoint is (`fleet`, `looks`, 
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server_stub import acts, carry, fleet, looks, retention, tree
+from server_stub import acts, carry, fleet, ledger, looks, retention, rulebook, tree
 from server_stub.commit import Writer
 from server_stub.config import Witness
 from server_stub.fleet import Machine
+from server_stub.store import StoreError
 
 if TYPE_CHECKING:
     from server_stub.collector import Collector
 
 RETENTION_S = 3600.0
+REGISTER_S = 60.0
+"""How often is looked which approvals end."""
+STEP_S = 0.25
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +32,12 @@ async def watch_fleet(c: "Collector") -> None:
     pause = min(max(c.settings.silent_after_ms / 5000, 0.05), 5.0)
     while not c.stopping:
         await asyncio.sleep(pause)
+        if c.store.shared:
+            try:
+                await c.reread_agents()
+            except StoreError as error:
+                log.warning("fleet watch failed error=%r", error)
+                continue
         machines = [Machine(agent, it.name, it.last_seen, it.silent) for agent, it in c.agents.items()]
         found = fleet.changes(machines, c.now(), c.settings.silent_after_ms, c.started_at)
         seen = [(c.agents[agent].last_seen, agent) for agent in c._seen]
@@ -35,37 +46,56 @@ async def watch_fleet(c: "Collector") -> None:
         if not found and not seen and not due:
             continue
         try:
-            await c.change(lambda writer, f=found, s=seen: _note(writer, f, s))  # type: ignore[misc]
+            told = await c.change(lambda writer, f=found, s=seen: _note(writer, f, s))  # type: ignore[misc]
+            for change in told:
+                c.agents[change.machine.agent].silent = change.now == "silent"
             await keep_looks(c, due, now)
         except Exception as error:
             log.warning("fleet watch failed error=%r", error)
             continue
         c._seen -= {agent for at, agent in seen if c.agents[agent].last_seen == at}
-        for change in found:
-            c.agents[change.machine.agent].silent = change.now == "silent"
 
 
-def _note(writer: Writer, found: list[fleet.Change], seen: list[tuple[int, str]]) -> None:
-    for change in found:
-        acts.note_change(writer, change)
+def _note(writer: Writer, found: list[fleet.Change], seen: list[tuple[int, str]]) -> list[fleet.Change]:
+    """Keep who was heard, tell who changed; those told. Another collector over this store may have heard or told it since."""
+    told = []
     for at, agent in seen:
-        writer.session.execute("UPDATE agents SET last_seen = ? WHERE agent = ?", (at, agent))
+        writer.session.execute("UPDATE agents SET last_seen = ? WHERE agent = ? AND last_seen < ?", (at, agent, at))
+    for change in found:
+        machine = change.machine
+        held = writer.session.execute("SELECT silent, last_seen FROM agents WHERE agent = ?", (machine.agent,))
+        if held and bool(held[0][0]) == machine.silent and (machine.silent or held[0][1] <= machine.last_seen):
+            acts.note_change(writer, change)
+            told.append(change)
+    return told
 
 
-async def keep_looks(c: "Collector", due: list[tuple[tuple[str, str], looks.Look]], now: int) -> None:
+async def keep_in_step(c: "Collector") -> None:
+    """Over a store that others write, too: read again what is remembered of it, soon after they changed it."""
+    while c.store.shared and not c.stopping:
+        await c.elsewhere.wait()
+        c.elsewhere.clear()
+        try:
+            await c.reread()
+        except Exception as error:
+            log.warning("the store can't be read again error=%r", error)
+        await asyncio.sleep(STEP_S)
+
+
+async def keep_looks(c: "Collector", due: list[looks.Due], now: int) -> None:
     """Have the store know how often was looked, and windows that are over be told."""
-    counts = [(name, look.count) for name, look in due]
     for name in await c.change(lambda writer: c.looks.keep(writer, due, now)):
         c.looks.open.pop(name, None)
-    for name, count in counts:
-        if look := c.looks.open.get(name):
-            look.kept = count
+    for _, look, count in due:
+        look.kept = count
 
 
 async def erase(c: "Collector", before_ms: int, by: acts.By) -> int:
     """Erase the content of events received before `before_ms`; how many. What is done when this fails stays done."""
     done, after, first = 0, 0, 0
     try:
+        await c.reading(lambda: c.store.fold_months(before_ms))
+        done, first, after = await c.change(lambda writer: retention.months(writer, before_ms))
         while (found := await c.change(lambda writer, a=after: retention.portion(writer, before_ms, a))).events:  # type: ignore[misc]
             done, after, first = done + found.events, found.last, first or found.first
     finally:
@@ -85,6 +115,19 @@ async def keep_retention(c: "Collector") -> None:
         except Exception as error:
             log.warning("retention failed error=%r", error)
         await asyncio.sleep(RETENTION_S)
+
+
+async def keep_register(c: "Collector") -> None:
+    """Once a minute: put on record which approvals end soon, or ended."""
+    by, warn_ms = acts.By("register", False, "localhost"), c.settings.expiring_ms
+    while not c.stopping:
+        try:
+            held = await c.reading(lambda: ledger.records(c.store.rows))
+            if due := [each.key for each in held if rulebook.ending(each, c.now(), warn_ms)]:
+                c.take_register(await c.change(partial(ledger.note_ends, keys=due, warn_ms=warn_ms, by=by)))
+        except Exception as error:
+            log.warning("register failed error=%r", error)
+        await asyncio.sleep(REGISTER_S)
 
 
 async def carry_all(c: "Collector") -> list[dict[str, Any]]:
@@ -117,9 +160,11 @@ async def _carry(c: "Collector", each: Witness, point: carry.Point) -> None:
         line = await c.reading(ask)
 
         def keep(writer: Writer) -> None:
-            writer.session.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"peer {each.url}", str(point.size)))
+            put = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            writer.session.execute(put, (f"peer {each.url}", str(point.size)))
             writer.session.execute("DELETE FROM cosigned WHERE size < ?", (point.size,))
-            writer.session.execute("INSERT OR REPLACE INTO cosigned VALUES (?, ?, ?)", (point.size, line, point.note))
+            put = "INSERT INTO cosigned VALUES (?, ?, ?) ON CONFLICT (size, line) DO UPDATE SET note = excluded.note"
+            writer.session.execute(put, (point.size, line, point.note))
 
         await c.change(keep)
 

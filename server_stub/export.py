@@ -103,7 +103,7 @@ def _heads(store: Store, asked: Asked) -> Iterator[tuple[list[tuple[Any, ...]], 
             yield heads, None
             after = heads[-1][0]
         return
-    condition, values = query.where(asked.wanted)
+    condition, values = query.where(asked.wanted, store.dialect)
     sql = f"SELECT pos FROM events WHERE pos > ? AND pos <= ? AND {condition} ORDER BY pos LIMIT ?"  # noqa: S608 - constants
     while found := [pos for (pos,) in store.rows(sql, (after, asked.size, *values, PAGE))]:
         heads = []

@@ -9,7 +9,7 @@ Must not know: who asks, HTTP, the engine.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
@@ -24,21 +24,44 @@ DEFAULT_LIMIT = 100
 MAX_TEXT = 1_000
 
 FIELDS = {
-    "user": "user",
+    "user": '"user"',
     "agent": "host",
     "medium": "medium",
     "event": "code",
     "label": "label",
     "way": "way",
     "program": "program",
-    "day": "date(time / 1000, 'unixepoch', 'localtime')",
+    "day": "",
 }
-"""What events can be counted by → its column, a number of `names`; a day is one of the collector's time zone."""
+"""What events can be counted by → its column, a number of `names`; a day has none (`Dialect.day`)."""
 
 _NAME = "(SELECT id FROM names WHERE text = ?)"
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def uid_key(uid: str) -> bytes | str:
+    """How an event's uid is kept: a UUID as its 16 bytes, anything else as it is."""
+    return bytes.fromhex(uid.replace("-", "")) if _UUID.fullmatch(uid) else uid
+
+
+class Dialect(Struct, frozen=True):
+    """What engines say differently; the defaults are SQLite's. In `raw_like` and `raw_has` the needle was made by `needle`.
+
+    `like`: matches a pattern, ignoring the case of ASCII letters. `day`: of `time`, in the collector's time zone.
+    """
+
+    like: str = "LIKE ? ESCAPE '\\'"
+    raw_like: str = "CAST(raw AS TEXT) LIKE ? ESCAPE '\\'"
+    raw_has: str = "instr(raw, CAST(? AS BLOB)) > 0"
+    day: str = "date(time / 1000, 'unixepoch', 'localtime')"
+    like_needle: Callable[[str], Any] = str
+    has_needle: Callable[[str], Any] = str
+    uid: Callable[[str], Any] = uid_key
+
+
+SQLITE = Dialect()
 
 
 class BadQuery(Exception):
@@ -138,17 +161,12 @@ def _like(text: str) -> str:
     return re.sub(r"([\\%_])", r"\\\1", text)
 
 
-def uid_key(uid: str) -> bytes | str:
-    """How an event's uid is kept: a UUID as its 16 bytes, anything else as it is."""
-    return bytes.fromhex(uid.replace("-", "")) if _UUID.fullmatch(uid) else uid
-
-
-def by_uid(uid: str) -> tuple[str, list[Any]]:
+def by_uid(uid: str, dialect: Dialect = SQLITE) -> tuple[str, list[Any]]:
     """Rows `(pos, raw)` of the event with this uid, the first that came."""
-    return "SELECT pos, raw FROM events WHERE uid = ? ORDER BY pos LIMIT 1", [uid_key(uid)]
+    return "SELECT pos, raw FROM events WHERE uid = ? ORDER BY pos LIMIT 1", [dialect.uid(uid)]
 
 
-def where(wanted: Filter) -> tuple[str, list[Any]]:
+def where(wanted: Filter, dialect: Dialect = SQLITE) -> tuple[str, list[Any]]:
     """The condition and its parameters; never empty, and never true of a folded event."""
     terms, values = ["code IS NOT NULL"], list[Any]()
     if wanted.agent is not None:
@@ -156,11 +174,11 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
         terms.append(f"(chain IN ({chains}) OR {_NAME} IN (machine, host))")
         values += [wanted.agent] * 2
     if wanted.user is not None:
-        terms.append(f"user = {_NAME}")
+        terms.append(f'"user" = {_NAME}')
         values.append(wanted.user)
     if wanted.medium is not None:
-        keys = "SELECT id FROM names WHERE text LIKE ? ESCAPE '\\'"
-        serials = "SELECT medium FROM serials WHERE serial LIKE ? ESCAPE '\\'"
+        keys = f"SELECT id FROM names WHERE text {dialect.like}"  # noqa: S608 - constants
+        serials = f"SELECT medium FROM serials WHERE serial {dialect.like}"  # noqa: S608 - constants
         terms.append(f"medium IN ({keys} UNION {serials})")
         values += [_like(wanted.medium) + "%"] * 2
     if wanted.way is not None:
@@ -172,7 +190,7 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
             some = [code.removeprefix("!") for code in codes if code.startswith("!") == unwanted]
             if not some:
                 continue
-            each = " OR ".join("text LIKE ? ESCAPE '\\'" if code.endswith("*") else "text = ?" for code in some)
+            each = " OR ".join(f"text {dialect.like}" if code.endswith("*") else "text = ?" for code in some)
             terms.append(f"code {'NOT ' * unwanted}IN (SELECT id FROM names WHERE {each})")  # noqa: S608 - constants
             values += [_like(code[:-1]) + "%" if code.endswith("*") else code for code in some]
     if wanted.severity is not None:
@@ -188,17 +206,17 @@ def where(wanted: Filter) -> tuple[str, list[Any]]:
     if wanted.q is not None:
         text = msgspec.json.encode(wanted.q).decode()[1:-1]
         if text == text.lower():
-            terms.append("CAST(raw AS TEXT) LIKE ? ESCAPE '\\'")
-            values.append(f"%{_like(text)}%")
+            terms.append(dialect.raw_like)
+            values.append(dialect.like_needle(f"%{_like(text)}%"))
         else:
-            terms.append("instr(raw, CAST(? AS BLOB)) > 0")
-            values.append(text)
+            terms.append(dialect.raw_has)
+            values.append(dialect.has_needle(text))
     return " AND ".join(terms), values
 
 
-def tail(wanted: Filter, *, after: int, upto: int, limit: int) -> tuple[str, list[Any]]:
+def tail(wanted: Filter, *, after: int, upto: int, limit: int, dialect: Dialect = SQLITE) -> tuple[str, list[Any]]:
     """Rows `(pos, raw, folded, agent)` for a live reader: the events wanted, and those whose content is gone."""
-    condition, values = where(wanted)
+    condition, values = where(wanted, dialect)
     folded = "code IS NULL"
     if wanted.agent is not None:
         named = "SELECT agent FROM agents WHERE name = ?"
@@ -209,9 +227,11 @@ def tail(wanted: Filter, *, after: int, upto: int, limit: int) -> tuple[str, lis
     return f"{text} ORDER BY pos LIMIT ?", [after, upto, *values, limit]
 
 
-def sql(wanted: Filter, *, after: int | None, descending: bool, limit: int, upto: int | None = None) -> tuple[str, list[Any]]:
+def sql(
+    wanted: Filter, *, after: int | None, descending: bool, limit: int, upto: int | None = None, dialect: Dialect = SQLITE
+) -> tuple[str, list[Any]]:
     """Rows `(pos, raw)` beyond the cursor `after`, in order of arrival; `upto` is the last `pos` looked at."""
-    condition, values = where(wanted)
+    condition, values = where(wanted, dialect)
     if after is not None:
         condition += " AND pos < ?" if descending else " AND pos > ?"
         values.append(after)
@@ -222,16 +242,17 @@ def sql(wanted: Filter, *, after: int | None, descending: bool, limit: int, upto
     return f"SELECT pos, raw FROM events WHERE {condition} ORDER BY pos {order} LIMIT ?", [*values, limit]  # noqa: S608
 
 
-def counts(wanted: Filter, field: str) -> tuple[str, list[Any]]:
+def counts(wanted: Filter, field: str, dialect: Dialect = SQLITE) -> tuple[str, list[Any]]:
     """Rows `(value, events, bytes)`, the largest first. Raises BadQuery for an unknown field.
 
     Bytes are those that left (`file.copied_out`), unless the filter names the events whose bytes are meant: a staged copy
     that leaves later would count twice."""
     if field not in FIELDS:
         raise BadQuery(f'can\'t count by "{field[:40]}"; the fields are: {", ".join(FIELDS)}')
-    condition, values = where(wanted)
+    condition, values = where(wanted, dialect)
     value = "v" if field == "day" else "(SELECT text FROM names WHERE id = v)"
     left = "bytes" if wanted.event else "CASE WHEN code = (SELECT id FROM names WHERE text = 'file.copied_out') THEN bytes END"
-    each = f"SELECT {FIELDS[field]} AS v, count(*) AS n, coalesce(sum({left}), 0) AS b FROM events"  # noqa: S608 - constants
+    column, total = FIELDS[field] or dialect.day, f"CAST(coalesce(sum({left}), 0) AS BIGINT)"
+    each = f"SELECT {column} AS v, count(*) AS n, {total} AS b FROM events"  # noqa: S608 - constants
     order = "t" if field == "day" else "b DESC, n DESC, t"
-    return f"SELECT {value} AS t, n, b FROM ({each} WHERE {condition} GROUP BY v) ORDER BY {order}", values  # noqa: S608
+    return f"SELECT {value} AS t, n, b FROM ({each} WHERE {condition} GROUP BY v) AS g ORDER BY {order}", values  # noqa: S608

@@ -2,7 +2,7 @@
 
 Owns: which events go (by when they were received: a wrong clock must neither keep nor erase them), what stays in
 their place, and the record that counts them. Erased pages are overwritten (SQLite's secure_delete); names that nothing
-uses any more go, too.
+uses any more go, too. A store that keeps months apart (PostgreSQL) drops those that are over as a whole.
 Must not know: who asked, HTTP.
 """
 
@@ -27,7 +27,7 @@ class Erased(NamedTuple):
 def portion(writer: Writer, before_ms: int, after: int) -> Erased:
     """Inside the writer: erase the next events beyond position `after` that were received before `before_ms`."""
     session = writer.session
-    session.execute("PRAGMA secure_delete = ON")
+    session.overwriting()
     rows = session.execute(
         "SELECT pos, seq, raw FROM events WHERE pos > ? AND received_at < ? AND code IS NOT NULL"
         " AND pos NOT IN (SELECT pos FROM latest) ORDER BY pos LIMIT ?",
@@ -38,19 +38,18 @@ def portion(writer: Writer, before_ms: int, after: int) -> Erased:
         line = wire.folded_line(seq, chain.digest(raw))
         session.execute(
             "UPDATE events SET raw = ?, uid = NULL, time = 0, severity = 0, code = NULL, machine = NULL, host = NULL,"
-            " user = NULL, medium = NULL, label = NULL, way = NULL, program = NULL, bytes = NULL WHERE pos = ?",
+            ' "user" = NULL, medium = NULL, label = NULL, way = NULL, program = NULL, bytes = NULL WHERE pos = ?',
             (line, pos),
         )
     return Erased(len(rows), rows[0][0] if rows else 0, rows[-1][0] if rows else 0)
 
 
+def months(writer: Writer, before_ms: int) -> Erased:
+    """Inside the writer: erase at once the months that are over, where the store keeps months apart."""
+    return Erased(*writer.session.erase_months(before_ms))
+
+
 def finish(writer: Writer, before_ms: int, found: Erased, by: acts.By) -> None:
     """Inside the writer: drop names that nothing uses, and put the whole run on record."""
-    used = " UNION ".join(
-        f"SELECT {column} FROM events"  # noqa: S608 - constants
-        for column in ("code", "machine", "host", "user", "medium", "label", "way", "program")
-    )
-    writer.session.execute(f"DELETE FROM names WHERE id NOT IN (SELECT * FROM ({used}) WHERE code IS NOT NULL)")  # noqa: S608
-    writer.session.execute("DELETE FROM serials WHERE medium NOT IN (SELECT id FROM names)")
-    writer.session.forget()
+    writer.session.drop_names(before_ms)
     acts.erased(writer, by, before_ms, found.events, found.first, found.last)

@@ -20,11 +20,12 @@ from server_stub.store import Session, StoreError
 
 def known(session: Session, key: bytes) -> tuple[list[bytes], list[wire.Rotation]]:
     """All keys, oldest first, and their rotations; a new log begins with `key`. Raises StoreError if it is not the newest."""
+    session.begin()  # two collectors may begin a log at once
     rows = session.execute("SELECT key, rotation FROM signers ORDER BY n")
     if not rows:
-        session.begin()
         session.execute("INSERT INTO signers VALUES (1, ?, 0, '')", (key,))
-        session.commit()
+    session.commit()
+    if not rows:
         return [key], []
     keys = [bytes(row[0]) for row in rows]
     if keys[-1] != key:

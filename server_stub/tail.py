@@ -102,13 +102,14 @@ async def follow(
     last: int = 0,
     begin: int | None = None,
     max_behind: int | None = None,
+    dialect: query.Dialect = query.SQLITE,
 ) -> AsyncIterator[bytes]:
     """Frames for one reader until `stopping`. From `cursor` on if it has one, else its `last` events before `begin` (default:
     the log's size) and what comes."""
     if cursor is None:
         cursor = size() if begin is None else begin
         if last:
-            sql, values = query.sql(wanted, after=None, descending=True, limit=last, upto=cursor)
+            sql, values = query.sql(wanted, after=None, descending=True, limit=last, upto=cursor, dialect=dialect)
             for pos, raw in reversed(await read(sql, values)):
                 yield event_frame(pos, raw)
     elif cursor > size():
@@ -131,7 +132,7 @@ async def follow(
             await Bell.wait(rung, KEEP_ALIVE_S - (clock() - spoken_at))
             continue
         upto = min(newest, cursor + SPAN)
-        sql, values = query.tail(wanted, after=cursor, upto=upto, limit=PAGE)
+        sql, values = query.tail(wanted, after=cursor, upto=upto, limit=PAGE, dialect=dialect)
         rows = await read(sql, values)
         if rows:
             yield b"".join(frames(rows))

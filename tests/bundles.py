@@ -12,6 +12,7 @@ import msgspec
 from nacl.signing import SigningKey
 
 from agent.contract import chain, wire
+from agent.contract.event import MediumInfo, Sekisho
 from server_stub import acts, bundle, export, intake, tree
 from server_stub.commit import Writer
 from server_stub.query import Filter
@@ -82,8 +83,8 @@ class Log:
     def note(self, name: str) -> None:
         """An event of the collector's own."""
         by = acts.By(name, True, "localhost")
-        entry = wire.ApprovalEntry(id="", key="usb:1", owner=name, approver="mori")
-        self.writer.submit(lambda writer: acts.approve(writer, entry, by)).result(10)
+        said = Sekisho(medium=MediumInfo(key="usb:1"))
+        self.writer.submit(lambda writer: acts.changed(writer, by, "media.approve", said, f"{name} approved")).result(10)
 
     def bundle(self, size: int | None = None, **given: str) -> bytes:
         wanted = Filter(**given) if "severity" not in given else Filter(severity=int(given["severity"]))

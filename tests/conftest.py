@@ -1,5 +1,7 @@
 """What every test run says at its end: not only what passed, but what could not run on this machine, and why."""
 
+import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +9,8 @@ from typing import Any
 import pytest
 
 from agent.pytest_plugin import Agent
-from tests.house import none_is_bad_ocsf
+from tests import postgres
+from tests.house import Stores, none_is_bad_ocsf
 
 
 @pytest.fixture
@@ -15,6 +18,42 @@ def sekisho_agent(sekisho_agent: Agent) -> Iterator[Agent]:
     """The public fixture; and whatever it recorded must be OCSF 1.8.0."""
     yield sekisho_agent
     none_is_bad_ocsf(sekisho_agent.events())
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    """Run over each store the tests whose collector asks for `store_kind`, but those with the mark `sqlite`."""
+    if "store_kind" not in metafunc.fixturenames:
+        return
+    kinds = ["sqlite"] if metafunc.definition.get_closest_marker("sqlite") else ["sqlite", "postgresql"]
+    metafunc.parametrize("store_kind", kinds, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def postgres_node() -> Iterator[postgres.Node]:
+    """A PostgreSQL server for this run of tests."""
+    if lacking := postgres.missing():
+        pytest.skip(lacking)
+    room = postgres.room()
+    node = postgres.Node(room)
+    try:
+        node.make()
+        node.start()
+        yield node
+    finally:
+        node.stop(signal.SIGQUIT)  # nothing of it is needed: no last checkpoint over a hundred databases
+        shutil.rmtree(room)
+
+
+@pytest.fixture(scope="module")
+def store_kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The store that collectors are made over; each over a new one.
+
+    A fixture that makes a collector asks for this one, even if it only needs to be set: so it is made anew with it.
+    """
+    if request.param == "postgresql":
+        Stores.new_database = request.getfixturevalue("postgres_node").database
+    yield request.param
+    Stores.new_database = None
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -6,7 +6,6 @@ The attacker has the collector's disk (and here root), not its machines. Names o
 import json
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,9 +17,10 @@ from nacl.signing import SigningKey
 
 from agent.contract import chain, wire
 from agent.pytest_plugin import _environment
+from server_stub import tree
 from tests import bundles, second_verifier
 from tests.collector_client import Client, copied, draft
-from tests.house import Collector
+from tests.house import Collector, Table
 
 PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"
 
@@ -62,24 +62,31 @@ class Site:
         assert code == (0 if told["whole"] else 1)
         return told
 
-    def tamper(self, work: Callable[[sqlite3.Connection], Any]) -> None:
+    def tamper(self, work: Callable[[Table], Any]) -> None:
         """With the collector stopped: the attacker edits its store."""
         self.house.stop()
-        db = sqlite3.connect(self.house.state_dir / "collector.db")
-        work(db)
-        db.commit()
-        db.close()
+        with self.house.store() as store:
+            work(store)
         self.house.start()
+
+    def tip(self, db: Table) -> None:
+        """As cunning as it gets: what PostgreSQL's store says of the log's end is made to fit what is left of it."""
+        if self.house.database == "sqlite":
+            return
+        edge = tree.Frontier()
+        for (raw,) in db.execute("SELECT raw FROM events ORDER BY pos").fetchall():
+            edge.add(tree.leaf_hash(raw))
+        db.execute("UPDATE tip SET size = ?, roots = ?", (edge.size, b"".join(edge.roots)))
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, store_kind: str) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
     made.house.stop()
 
 
-def pos_of(db: sqlite3.Connection, agent: str, seq: int) -> int:
+def pos_of(db: Table, agent: str, seq: int) -> int:
     return int(
         db.execute("SELECT pos FROM events JOIN chains ON id = chain WHERE agent = ? AND seq = ?", (agent, seq)).fetchone()[0]
     )
@@ -98,7 +105,7 @@ def test_an_honest_site_is_whole(site: Site) -> None:
 
 
 def test_edit_a_row(site: Site) -> None:
-    def edit(db: sqlite3.Connection) -> None:
+    def edit(db: Table) -> None:
         raw = db.execute("SELECT raw FROM events WHERE pos = ?", (pos_of(db, site.two.id, 6),)).fetchone()[0]
         db.execute("UPDATE events SET raw = ? WHERE pos = ?", (raw.replace(b"sato", b"mori"), pos_of(db, site.two.id, 6)))
 
@@ -118,12 +125,13 @@ def test_delete_a_row(site: Site) -> None:
 def test_delete_a_row_and_close_the_ranks(site: Site) -> None:
     """Cunning: positions are moved up, so that nothing is missing by number."""
 
-    def close(db: sqlite3.Connection) -> None:
+    def close(db: Table) -> None:
         gone = pos_of(db, site.one.id, 2)
         db.execute("DELETE FROM events WHERE pos = ?", (gone,))
         for table in ("events", "heads"):
             for (pos,) in db.execute(f"SELECT pos FROM {table} WHERE pos > ? ORDER BY pos", (gone,)).fetchall():
                 db.execute(f"UPDATE {table} SET pos = pos - 1 WHERE pos = ?", (pos,))
+        site.tip(db)
 
     site.tamper(close)
     path = site.exported()
@@ -131,12 +139,13 @@ def test_delete_a_row_and_close_the_ranks(site: Site) -> None:
 
 
 def test_drop_a_tail(site: Site) -> None:
-    def drop(db: sqlite3.Connection) -> None:
+    def drop(db: Table) -> None:
         size = pos_of(db, site.two.id, 8)
         db.execute("DELETE FROM events WHERE pos > ?", (size,))
         db.execute("DELETE FROM heads WHERE pos > ?", (size,))
         known = db.execute("SELECT hash FROM events WHERE pos = ?", (size,)).fetchone()[0]
         db.execute("UPDATE chains SET last = 8, hash = ? WHERE agent = ?", (known, site.two.id))
+        site.tip(db)
 
     site.tamper(drop)
     path = site.exported()
@@ -151,6 +160,7 @@ def test_drop_a_tail(site: Site) -> None:
     assert site.two.send(9)[0] == 200
 
 
+@pytest.mark.sqlite
 def test_restore_an_old_database_backup(site: Site) -> None:
     old = site.root / "old.db"
     site.house.run("backup", str(old))
@@ -185,7 +195,7 @@ def test_replay_a_batch(site: Site) -> None:
 
 
 def test_swap_two_agents_events(site: Site) -> None:
-    def swap(db: sqlite3.Connection) -> None:
+    def swap(db: Table) -> None:
         here, there = pos_of(db, site.one.id, 5), pos_of(db, site.two.id, 5)
         rows = {pos: db.execute("SELECT raw, hash FROM events WHERE pos = ?", (pos,)).fetchone() for pos in (here, there)}
         for pos, other in ((here, there), (there, here)):
@@ -201,13 +211,12 @@ def test_roll_back_the_register(site: Site) -> None:
     """The register that agents hold has a version; one that is older is not taken (tests/test_sender.py), and the log tells."""
     approve = ("media", "approve", "usb:1", "--owner", "a", "--approver", "b", "--purpose", "c", "--until", "never")
     site.house.run(*approve)
-    db = sqlite3.connect(site.house.state_dir / "collector.db")
-    before = db.execute("SELECT value FROM meta WHERE name = 'register'").fetchone()[0]
-    db.close()
+    with site.house.store() as store:
+        before = store.execute("SELECT value FROM meta WHERE name = 'register'").fetchone()[0]
     site.house.run("media", "revoke", "usb:1", "--reason", "lost")
     version = int(before.partition("\n")[0])
 
-    def back(db: sqlite3.Connection) -> None:
+    def back(db: Table) -> None:
         db.execute("UPDATE meta SET value = ? WHERE name = 'register'", (before,))
         db.execute("UPDATE approvals SET entry = replace(entry, '\"revoked\":true', '\"revoked\":false')")
 

@@ -36,7 +36,7 @@ ROUNDS = 10
 
 
 @pytest.fixture
-def collector(tmp_path: Path) -> Iterator[Collector]:
+def collector(tmp_path: Path, store_kind: str) -> Iterator[Collector]:
     made = Collector(tmp_path)
     made.start()
     yield made
@@ -44,10 +44,9 @@ def collector(tmp_path: Path) -> Iterator[Collector]:
 
 
 def stored(collector: Collector, agent: str) -> list[tuple[int, bytes, bytes]]:
-    db = sqlite3.connect(collector.state_dir / "collector.db")
-    rows = db.execute("SELECT seq, CAST(raw AS BLOB), hash FROM readable WHERE agent = ? ORDER BY seq", (agent,)).fetchall()
-    db.close()
-    return rows
+    with collector.store() as store:
+        rows = store.execute("SELECT seq, raw, hash FROM readable WHERE agent = ? ORDER BY seq", (agent,)).fetchall()
+    return [(seq, raw.encode() if isinstance(raw, str) else raw, link) for seq, raw, link in rows]
 
 
 def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(collector: Collector) -> None:
@@ -109,10 +108,9 @@ def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(collecto
 
 
 def check_tree(collector: Collector) -> None:
-    db = sqlite3.connect(collector.state_dir / "collector.db")
-    rows = db.execute("SELECT pos, raw FROM events ORDER BY pos").fetchall()
-    kept = {(level, n): node for level, n, node in db.execute("SELECT level, n, hash FROM nodes")}
-    db.close()
+    with collector.store() as store:
+        rows = store.execute("SELECT pos, raw FROM events ORDER BY pos").fetchall()
+        kept = {(level, n): node for level, n, node in store.execute("SELECT level, n, hash FROM nodes")}
     assert [pos for pos, _ in rows] == list(range(1, len(rows) + 1))
     frontier, expected = tree.Frontier(), {}
     for _, raw in rows:
@@ -120,6 +118,7 @@ def check_tree(collector: Collector) -> None:
     assert kept == expected
 
 
+@pytest.mark.sqlite
 def test_a_collector_put_back_from_a_backup_is_filled_again(collector: Collector, tmp_path: Path) -> None:
     agent = Client(collector.port)
     agent.enrol()
@@ -169,7 +168,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
-def test_on_a_truly_full_disk_nothing_is_half_accepted_and_all_goes_on_when_there_is_room(small_disk: Path) -> None:
+@pytest.mark.sqlite
+def test_on_a_truly_full_disk_nothing_is_half_accepted_and_all_goes_on_when_there_is_room(
+    small_disk: Path, store_kind: str
+) -> None:
     house = Collector(small_disk)
     house.start()
     agent = Client(house.port)
@@ -237,6 +239,7 @@ def test_whoever_gives_up_waiting_does_not_stop_the_writer(tmp_path: Path) -> No
     store.close()
 
 
+@pytest.mark.sqlite
 def test_a_full_or_broken_disk_is_said_and_forgotten_once_mended(collector: Collector) -> None:
     agent = Client(collector.port)
     agent.enrol()
@@ -258,6 +261,7 @@ def test_a_full_or_broken_disk_is_said_and_forgotten_once_mended(collector: Coll
     collector.start()
 
 
+@pytest.mark.sqlite
 def test_one_store_has_one_writer(collector: Collector, tmp_path: Path) -> None:
     import subprocess
     import sys

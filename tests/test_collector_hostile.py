@@ -15,7 +15,7 @@ from tests.house import Collector, until
 
 
 @pytest.fixture(scope="module")
-def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
+def collector(tmp_path_factory: pytest.TempPathFactory, store_kind: str) -> Iterator[Collector]:
     made = Collector(tmp_path_factory.mktemp("house"))
     made.start()
     yield made

@@ -63,7 +63,7 @@ class TlsHouse(Collector):
 
 
 @pytest.fixture
-def house(tmp_path: Path, certificates: Path) -> Iterator[TlsHouse]:
+def house(tmp_path: Path, certificates: Path, store_kind: str) -> Iterator[TlsHouse]:
     made = TlsHouse(tmp_path, certificates)
     made.start()
     yield made

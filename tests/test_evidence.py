@@ -4,10 +4,10 @@ import base64
 import http.client
 import json
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -27,7 +27,7 @@ from tests.house import Collector, until
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[Collector]:
+def house(tmp_path: Path, store_kind: str) -> Iterator[Collector]:
     made = Collector(tmp_path)
     made.start()
     yield made
@@ -148,11 +148,9 @@ def test_another_collector_cosigns_what_it_has_seen_grow_and_nothing_else(house:
 
 def _rewritten(house: Collector) -> None:
     house.stop()
-    db = sqlite3.connect(house.state_dir / "collector.db")
-    (raw,) = db.execute("SELECT raw FROM events WHERE pos = 2").fetchone()
-    db.execute("UPDATE events SET raw = ? WHERE pos = 2", (raw.replace(b"sato", b"mori"),))
-    db.commit()
-    db.close()
+    with house.store() as store:
+        (raw,) = store.execute("SELECT raw FROM events WHERE pos = 2").fetchone()
+        store.execute("UPDATE events SET raw = ? WHERE pos = 2", (raw.replace(b"sato", b"mori"),))
     house.start()
 
 
@@ -293,10 +291,7 @@ def test_retention_erases_words_and_keeps_proofs(house: Collector, tmp_path: Pat
     note = _written(tmp_path / "note", house.run("witness", "show"))
     house.run("export", "-o", str(with_content))
     house.stop()
-    db = sqlite3.connect(house.state_dir / "collector.db")
-    db.execute("UPDATE events SET received_at = received_at - 401 * 86400000")
-    db.commit()
-    db.close()
+    house.aged(time.time_ns() // 1_000_000 - 401 * 86_400_000)
     house.start()
     sent(house, 2, "ws-2")
     assert "erased the content of" in house.run("retain", "--older-than", "400d")
@@ -308,6 +303,9 @@ def test_retention_erases_words_and_keeps_proofs(house: Collector, tmp_path: Pat
         data = path.read_bytes()
         assert b"2014-00.csv" not in data or agent.lines[0] not in data
         assert all(line not in data for line in agent.lines), path
+    with house.store() as store:
+        kept = {bytes(raw) for (raw,) in store.execute("SELECT raw FROM events").fetchall()}
+    assert not kept & set(agent.lines)
     house.start()
     house.run("export", "-o", str(without))
     told = json.loads(call("verify", str(without), "-o", "json", "--checkpoint", str(note))[1])
@@ -383,6 +381,7 @@ def test_repeated_looks_are_counted_when_their_time_is_over(tmp_path: Path) -> N
 # -- backups -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite
 def test_a_backup_made_under_load_restores_to_a_whole_log(house: Collector, tmp_path: Path) -> None:
     agents = [sent(house, name=f"ws-{n}") for n in range(3)]
     stop = threading.Event()
@@ -431,10 +430,7 @@ def test_proofs_of_one_event_lead_to_a_checkpoint_after_erasing_too(house: Colle
     agent = sent(house, 300)
     uid = json.loads(agent.lines[299])["metadata"]["uid"]
     house.stop()
-    db = sqlite3.connect(house.state_dir / "collector.db")
-    db.execute("UPDATE events SET received_at = 0 WHERE pos < 290")
-    db.commit()
-    db.close()
+    house.aged(0, "pos < 290")
     house.start()
     house.run("retain", "--older-than", "400d")
     proof = house.get(f"/v1/events/{uid}/proof")

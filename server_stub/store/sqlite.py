@@ -8,7 +8,7 @@ import base64
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
@@ -23,6 +23,8 @@ VERSION = 3
 """Of the layout, kept in PRAGMA user_version; raised whenever `schema.sql` changes."""
 MAX_NAMES = 100_000
 """Texts whose numbers are kept in memory, at most."""
+MOVED = "moved to"
+"""In `meta`: this store's log goes on in another; no collector may go on with it here."""
 _COLUMNS = (
     *("pos", "chain", "seq", "uid", "time", "received_at", "severity"),
     *("code", "machine", "host", "user", "medium", "label", "way", "program"),
@@ -52,8 +54,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 class SqliteSession:
     """The connection that writes."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, subtree: tree.Subtree) -> None:
+        self.path, self.subtree = path, subtree
         with _told(path):
             self.db = _connect(path)
             self.db.execute("PRAGMA synchronous = FULL")
@@ -68,10 +70,18 @@ class SqliteSession:
         self._chains.clear()
         self._serials.clear()
 
-    def begin(self) -> None:
-        """See `Session`."""
+    def begin(self) -> bool:
+        """See `Session`. One process holds this store's lock: nobody else writes."""
         with _told(self.path):
             self.db.execute("BEGIN IMMEDIATE")
+        return False
+
+    def edge(self) -> tree.Frontier:
+        """See `Session`."""
+        return tree.frontier_of(self.execute("SELECT coalesce(max(pos), 0) FROM events")[0][0], self.subtree)
+
+    def grown(self, edge: tree.Frontier) -> None:
+        """See `Session`: it is read from the events."""
 
     def commit(self) -> None:
         """See `Session`."""
@@ -156,6 +166,24 @@ class SqliteSession:
         )
         self.execute(sql, (agent, epoch, *known))
 
+    def overwriting(self) -> None:
+        """See `Session`."""
+        self.execute("PRAGMA secure_delete = ON")
+
+    def erase_months(self, before_ms: int) -> tuple[int, int, int]:
+        """See `Session`: one table holds all months."""
+        return 0, 0, 0
+
+    def drop_names(self, before_ms: int) -> None:
+        """See `Session`."""
+        used = " UNION ".join(
+            f"SELECT {column} FROM events"  # noqa: S608 - constants
+            for column in ("code", "machine", "host", '"user"', "medium", "label", "way", "program")
+        )
+        self.execute(f"DELETE FROM names WHERE id NOT IN (SELECT * FROM ({used}) WHERE code IS NOT NULL)")  # noqa: S608
+        self.execute("DELETE FROM serials WHERE medium NOT IN (SELECT id FROM names)")
+        self.forget()
+
     def execute(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """See `Session`."""
         with _told(self.path):
@@ -165,7 +193,14 @@ class SqliteSession:
 class SqliteStore:
     """Opens the file, makes the schema if it is new."""
 
-    def __init__(self, path: Path) -> None:
+    dialect = query.SQLITE
+    shared = False
+
+    def listen(self, heard: Callable[[int], None]) -> None:
+        """See `Store`: there is no other."""
+
+    def __init__(self, path: Path, moved: bool = False) -> None:
+        """`moved`: also one whose log goes on elsewhere."""
         self.path = path
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
@@ -182,6 +217,8 @@ class SqliteStore:
             elif version != VERSION:
                 age, what = ("a newer", "update this one") if version > VERSION else ("an older", "use that one")
                 raise StoreError(f"{path}: made by {age} version of the collector (layout {version}, not {VERSION}); {what}")
+            elif not moved and (to := db.execute("SELECT value FROM meta WHERE name = ?", (MOVED,)).fetchone()):
+                raise StoreError(f'{path}: this log was moved to {to[0]}; set "database" in [collector] to that')
 
     def _reader(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -194,7 +231,7 @@ class SqliteStore:
     def session(self) -> SqliteSession:
         """See `Store`."""
         if self._session is None:
-            self._session = SqliteSession(self.path)
+            self._session = SqliteSession(self.path, self.subtree)
         return self._session
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -217,6 +254,9 @@ class SqliteStore:
         while len(hashes) > 1:
             hashes = [tree.node_hash(*pair) for pair in zip(hashes[::2], hashes[1::2], strict=True)]
         return bytes(hashes[0])
+
+    def fold_months(self, before_ms: int) -> None:
+        """See `Store`: one table holds all months."""
 
     def settle(self) -> None:
         """See `Store`: the log that SQLite keeps beside the file holds the former pages until then."""
