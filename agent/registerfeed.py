@@ -1,12 +1,14 @@
 """The register of approved media: asked for by long poll, checked, kept for when there is no network, told as a fact.
 
-Owns: `register.json` in the state directory (a `SignedRegister`, as received) and the version held. Only what the pinned key
-signed counts, from the network and from the file alike; an older version than the one held is refused and told as tampering,
-for whoever replays last year's register brings a revoked medium back. Must not know: what an approval means
-(`core/register.py`).
+Owns: `register.json` in the state directory (a `SignedRegister`, as received), the version held, and when the collector last
+confirmed it (the file's time of modification, kept to the minute). Only what the pinned key signed counts, from the network
+and from the file alike; an older version than the one held is refused and told as tampering, for whoever replays last year's
+register brings a revoked medium back. Must not know: what an approval means (`core/register.py`).
 """
 
+import contextlib
 import logging
+import os
 import random
 import threading
 import time
@@ -15,13 +17,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from agent.collector import Collector, Refused, Unreachable, plain, signed_headers
 from agent.config import Agent
 from agent.contract import chain
 from agent.contract.chain import NotWhole
-from agent.contract.wire import RegisterBody, SignedRegister
-from agent.core.facts import Approval, Fact, Register, Tampered
+from agent.contract.wire import SignedRegister
+from agent.core.facts import Approval, Fact, Register, RegisterConfirmed, Tampered
 from agent.identity import Identity, IdentityError, write_file
 
 log = logging.getLogger(__name__)
@@ -29,44 +32,33 @@ log = logging.getLogger(__name__)
 BASE_S, CAP_S = 1.0, 300.0
 POLL_S = 30.0
 """How long the collector may keep a request that has no news."""
+CONFIRM_EVERY_MS = 60_000
+"""How often it is told and kept that the register held is still in force."""
 
 
 class BadRegister(Exception):
     """A register that is not to be believed; the sentence says why."""
 
 
-def open_register(data: bytes, *public_keys: bytes) -> RegisterBody:
+class Held(Struct):
+    """A `RegisterBody` as far as this machine needs it: of 10,000 approvals only what decides becomes objects."""
+
+    version: int
+    issued_at: int
+    approvals: list[Approval] = []
+    groups: dict[str, list[str]] = {}
+
+
+def open_register(data: bytes, *public_keys: bytes) -> Held:
     """The register in `data` (JSON of a `SignedRegister`), once one of these keys signed it. Raises BadRegister."""
     try:
         signed = msgspec.json.decode(data, type=SignedRegister)
         chain.check_any(f"sekisho/register/v1\n{signed.body}".encode(), signed.sig, public_keys)
-        return msgspec.json.decode(signed.body.encode(), type=RegisterBody)
+        return msgspec.json.decode(signed.body, type=Held)
     except NotWhole:
         raise BadRegister("the register is not signed by the pinned collector; it is not used") from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise BadRegister("the register can't be read; it is not used") from None
-
-
-def register_fact(body: RegisterBody, now_ms: int) -> Register:
-    """The register as the core takes it."""
-    approvals = [
-        Approval(
-            id=entry.id,
-            key=entry.key,
-            owner=entry.owner,
-            approver=entry.approver,
-            purpose=entry.purpose,
-            since_ms=entry.since,
-            until_ms=entry.until,
-            machines=entry.machines,
-            dirs=entry.dirs,
-            read_only=entry.read_only,
-            revoked=entry.revoked,
-            reason=entry.reason,
-        )
-        for entry in body.approvals
-    ]
-    return Register(at_ms=now_ms, version=body.version, approvals=approvals)
 
 
 class RegisterFeed:
@@ -90,6 +82,7 @@ class RegisterFeed:
         self._refused: int | None = None  # a version that was told as rolled back already
         self._failures = 0
         self._last_error = ""
+        self._entries = self._issued_ms = self._confirmed_ms = self._told_ms = 0
         self._woken = threading.Event()
         self.counts: Counter[str] = Counter()
 
@@ -99,14 +92,18 @@ class RegisterFeed:
         return self._version
 
     def status(self) -> dict[str, Any]:
-        """For `status`."""
-        return {"version": self._version, "last_error": self._last_error, "counts": dict(self.counts)}
+        """For `status`. `confirmed`: when the collector last said that this version is in force (ms); `age_s` since then."""
+        held = {"version": self._version, "entries": self._entries, "issued_at": self._issued_ms}
+        if self._confirmed_ms:
+            age_s = max(self._now_ms() - self._confirmed_ms, 0) // 1000
+            held |= {"confirmed": self._confirmed_ms, "age_s": age_s}
+        return {**held, "last_error": self._last_error, "counts": dict(self.counts)}
 
     def tell_held(self) -> None:
         """Tell the register kept from before, if the pinned key signed it; an altered one is told as tampering."""
         try:
             pinned = self._identity.pinned()
-            data = self._path.read_bytes()
+            data, kept_ms = self._path.read_bytes(), self._path.stat().st_mtime_ns // 1_000_000
         except FileNotFoundError:
             return
         except (OSError, IdentityError) as error:
@@ -120,8 +117,34 @@ class RegisterFeed:
             self._last_error = f"{self._path}: {error}"
             self._tell(Tampered(at_ms=self._now_ms(), what="register_altered", detail={"path": str(self._path)}))
             return
-        self._version = body.version
-        self._tell(register_fact(body, self._now_ms()))
+        self._hold(body, kept_ms)
+
+    def _hold(self, body: Held, confirmed_ms: int) -> None:
+        self._version, self._entries, self._issued_ms = body.version, len(body.approvals), body.issued_at
+        self._confirmed_ms = self._told_ms = confirmed_ms
+        now_ms = self._now_ms()
+        self._tell(
+            Register(
+                at_ms=now_ms,
+                version=body.version,
+                approvals=body.approvals,
+                groups=body.groups,
+                confirmed_ms=min(confirmed_ms, now_ms),
+            )
+        )
+
+    def _confirm(self) -> None:
+        """The collector has nothing newer. Told and kept once a minute: a machine asks twice as often."""
+        now_ms = self._now_ms()
+        self._confirmed_ms = now_ms
+        if self._version >= 0 and not 0 <= now_ms - self._told_ms < CONFIRM_EVERY_MS:
+            self._told_ms = now_ms
+            self._keep_time(now_ms)
+            self._tell(RegisterConfirmed(at_ms=now_ms))
+
+    def _keep_time(self, at_ms: int) -> None:
+        with contextlib.suppress(OSError):  # a file that is gone or a full disk: it only looks older after a restart
+            os.utime(self._path, ns=(at_ms * 1_000_000, at_ms * 1_000_000))
 
     def accept(self, data: bytes) -> bool:
         """Judge a register that was sent; keep and tell it if it is newer. False if it is not to be believed."""
@@ -145,9 +168,11 @@ class RegisterFeed:
                 return False
             if body.version > self._version:
                 write_file(self._path, data)
-                self._version, self._refused = body.version, None
+                now_ms = self._now_ms()
+                self._keep_time(now_ms)
+                self._refused = None
                 self.counts["received"] += 1
-                self._tell(register_fact(body, self._now_ms()))
+                self._hold(body, now_ms)
             self._last_error = ""
             return True
 
@@ -173,6 +198,7 @@ class RegisterFeed:
         answer = self._peer.ask("GET", target, None, headers, POLL_S)
         if answer.status in (204, 304):
             self._failures, self._last_error = 0, ""
+            self._confirm()
             return 0.0
         if answer.status != 200:
             why = plain(answer.problem().detail) or "look at the collector's log"

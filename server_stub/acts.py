@@ -1,23 +1,20 @@
 """What people do to the collector, and what it notices itself: each becomes an event in its own chain.
 
-Owns: changes of the register of media, the signed register, and the shape of the collector's own events (OCSF as
-`codes` says: acts of people are API Activity and name who, from where, which operation). All functions that take a
-`Writer` run inside its transaction, so the change and its event are durable together or not at all.
-Must not know: HTTP, roles (who may is settled before).
+Owns: the shape of the collector's own events (OCSF as `codes` says: acts of people are API Activity and name who, from where,
+which operation). All functions that take a `Writer` run inside its transaction, so the change and its event are durable
+together or not at all. Must not know: HTTP, roles (who may is settled before), the register of media (`ledger`).
 """
 
-import secrets
 import uuid
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from agent.contract import chain, codes, event, wire
+from agent.contract import codes, event
 from server_stub.commit import Writer
 from server_stub.config import VERSION
 from server_stub.fleet import Change
-from server_stub.refusal import Refusal
 
 _PRODUCT = Raw(msgspec.json.encode({"name": codes.PRODUCT, "vendor_name": codes.PRODUCT, "version": VERSION}))
 
@@ -32,10 +29,6 @@ class By(Struct, frozen=True):
     def actor(self) -> Raw:
         """OCSF `actor`; no user is named if none is known."""
         return Raw(msgspec.json.encode({"user": {"name": self.name}} if self.person else {"app_name": self.name}))
-
-
-class Unknown(Refusal):
-    """There is no such thing in the register."""
 
 
 def _event(
@@ -79,64 +72,9 @@ def note_change(writer: Writer, change: Change) -> None:
     writer.record(_event(writer, f"agent.{change.now}", host, sekisho, message=message))
 
 
-def entries(writer: Writer) -> list[wire.ApprovalEntry]:
-    """The register as it stands, by key."""
-    rows = writer.session.execute("SELECT entry FROM approvals ORDER BY key")
-    return [msgspec.json.decode(text, type=wire.ApprovalEntry) for (text,) in rows]
-
-
-def sign_register(writer: Writer, version: int) -> wire.SignedRegister:
-    """The whole register, signed for the agents."""
-    body = wire.RegisterBody(version=version, issued_at=writer.now(), approvals=entries(writer))
-    text = msgspec.json.encode(body).decode()
-    return wire.SignedRegister(text, chain.sign(b"sekisho/register/v1\n" + text.encode(), writer.key))
-
-
-def current_register(writer: Writer) -> tuple[int, wire.SignedRegister]:
-    """Version and signed register as stored. A lost store begins at a version above any it may have given out: the time."""
-    rows = writer.session.execute("SELECT value FROM meta WHERE name = 'register'")
-    if rows:
-        version, _, rest = rows[0][0].partition("\n")
-        return int(version), msgspec.json.decode(rest, type=wire.SignedRegister)
-    return _store_register(writer, writer.now())
-
-
-def _store_register(writer: Writer, version: int) -> tuple[int, wire.SignedRegister]:
-    signed = sign_register(writer, version)
-    text = f"{version}\n{msgspec.json.encode(signed).decode()}"
-    writer.session.execute("INSERT OR REPLACE INTO meta VALUES ('register', ?)", (text,))
-    return version, signed
-
-
-def _entry(writer: Writer, key: str) -> wire.ApprovalEntry | None:
-    rows = writer.session.execute("SELECT entry FROM approvals WHERE key = ?", (key,))
-    return msgspec.json.decode(rows[0][0], type=wire.ApprovalEntry) if rows else None
-
-
-def _put(writer: Writer, entry: wire.ApprovalEntry, by: By, operation: str, message: str) -> tuple[int, wire.SignedRegister]:
-    text = msgspec.json.encode(entry).decode()
-    writer.session.execute("INSERT OR REPLACE INTO approvals VALUES (?, ?)", (entry.key, text))
-    stored = _store_register(writer, max(current_register(writer)[0] + 1, writer.now()))
-    medium = event.MediumInfo(key=entry.key, approval=entry.id, decision="revoked" if entry.revoked else "approved")
-    detail = {"entry": msgspec.to_builtins(entry), "version": stored[0]}
-    _act(writer, by, "register.changed", operation, sekisho=event.Sekisho(medium=medium, detail=detail), message=message)
-    return stored
-
-
-def approve(writer: Writer, entry: wire.ApprovalEntry, by: By) -> tuple[wire.ApprovalEntry, tuple[int, wire.SignedRegister]]:
-    """Put `entry` in the register, in place of what stood for its key; it gets an id, and a start if it has none."""
-    entry = msgspec.structs.replace(entry, id=secrets.token_hex(8), since=entry.since or writer.now())
-    message = f"{by.name} put the medium {entry.key} in the register"
-    return entry, _put(writer, entry, by, "media.approve", message)
-
-
-def revoke(writer: Writer, key: str, reason: str, by: By) -> tuple[wire.ApprovalEntry, tuple[int, wire.SignedRegister]]:
-    """Withdraw the approval of a medium; the entry stays, so that agents can say why. Raises Unknown."""
-    entry = _entry(writer, key)
-    if entry is None:
-        raise Unknown(f'no medium "{key}" is in the register; see: sekisho-collector media list')
-    entry = msgspec.structs.replace(entry, revoked=True, reason=reason)
-    return entry, _put(writer, entry, by, "media.revoke", f"{by.name} revoked the medium {key}")
+def changed(writer: Writer, by: By, operation: str, sekisho: event.Sekisho, message: str) -> None:
+    """Somebody, or a one-time pass, or time, changed the register of media."""
+    _act(writer, by, "register.changed", operation, sekisho=sekisho, message=message)
 
 
 def viewed(writer: Writer, by: By, operation: str, given: dict[str, str], *, count: int, since: int) -> None:

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from agent.contract import wire
-from server_stub import acts, auth, intake, query, witness
+from server_stub import auth, intake, query, rulebook, witness
 from server_stub.commit import Busy, Conflict
 from server_stub.refusal import Refusal
 from server_stub.store import StoreError
@@ -32,7 +32,8 @@ class Refused(Exception):
 
 _TITLES = {
     400: "Bad request", 401: "Not authenticated", 403: "Not allowed", 404: "Not found", 405: "Method not allowed",
-    408: "Too slow", 409: "Conflict", 413: "Too large", 415: "Unsupported encoding", 422: "Not acceptable as sent",
+    408: "Too slow", 409: "Conflict", 412: "Changed meanwhile", 413: "Too large", 415: "Unsupported encoding",
+    422: "Not acceptable as sent",
     429: "Too many at once", 500: "Internal error", 503: "Not ready",
 }  # fmt: skip
 
@@ -64,8 +65,8 @@ def refusal(error: Exception) -> Response:
         return problem(409, f"{words}; send from seq {error.expected} on", **more)
     if isinstance(error, intake.Bad):
         return problem(error.status, error.why)
-    if isinstance(error, acts.Unknown):
-        return problem(404, str(error))
+    if isinstance(error, rulebook.Ruled):
+        return problem(error.status, error.why)
     if isinstance(error, Busy | StoreError):
         return problem(503, str(error), {"Retry-After": "2"})
     if isinstance(error, query.BadQuery):

@@ -22,6 +22,7 @@ from server_stub.door_admins import AdminDoor
 from server_stub.door_agents import AgentDoor
 from server_stub.door_log import LogDoor
 from server_stub.door_readers import ReaderDoor
+from server_stub.door_register import RegisterDoor
 from server_stub.store import StoreError
 
 READY_S = 5.0
@@ -60,7 +61,8 @@ class Health:
 
 
 def _touch(writer: Writer) -> None:
-    writer.session.execute("INSERT OR REPLACE INTO meta VALUES ('ready', ?)", (str(writer.now()),))
+    put = "INSERT INTO meta VALUES ('ready', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+    writer.session.execute(put, (str(writer.now()),))
 
 
 def _guarded(handler: Handler) -> Handler:
@@ -77,6 +79,7 @@ def table(collector: Collector, local: bool) -> list[tuple[str, str, Handler]]:
     """Every route: method, path, handler."""
     agents, readers = AgentDoor(collector, local), ReaderDoor(collector, local)
     admins, health, log = AdminDoor(collector, local), Health(collector), LogDoor(collector, local)
+    register = RegisterDoor(collector, local)
     return [
         ("POST", "/v1/enroll", agents.enroll),
         ("POST", "/v1/batches", agents.batches),
@@ -87,10 +90,14 @@ def table(collector: Collector, local: bool) -> list[tuple[str, str, Handler]]:
         ("GET", "/v1/events/{uid}/proof", readers.proof),
         ("GET", "/v1/counts", readers.counts),
         ("GET", "/v1/agents", readers.agents),
-        ("GET", "/v1/media", admins.media),
-        ("GET", "/v1/media/{key:path}", admins.medium),
-        ("PUT", "/v1/media/{key:path}", admins.approve),
-        ("DELETE", "/v1/media/{key:path}", admins.revoke),
+        ("GET", "/v1/media", register.media),
+        ("POST", "/v1/media", register.act),
+        ("GET", "/v1/groups", register.groups),
+        ("PUT", "/v1/groups/{name}", register.put_group),
+        ("DELETE", "/v1/groups/{name}", register.drop_group),
+        ("GET", "/v1/media/{key:path}", register.medium),
+        ("PUT", "/v1/media/{key:path}", register.approve),
+        ("DELETE", "/v1/media/{key:path}", register.revoke),
         ("GET", "/v1/tokens", admins.tokens),
         ("POST", "/v1/tokens", admins.create_token),
         ("DELETE", "/v1/tokens/{id}", admins.revoke_token),

@@ -25,7 +25,9 @@ MAY: dict[str, frozenset[str]] = {
     "export": frozenset({"admin", "auditor"}),
     "erase": frozenset({"admin"}),
     "witness": frozenset({"admin", "auditor"}),
-    "register": frozenset({"admin"}),
+    "request": frozenset({"viewer", "reviewer", "admin"}),
+    "register": frozenset({"reviewer", "admin"}),
+    "bulk": frozenset({"admin"}),
     "tokens": frozenset({"admin"}),
 }
 """What may be done → by which roles."""
@@ -87,6 +89,8 @@ def create_token(
 ) -> tuple[str, str]:
     """Inside the writer: make a token; its id and the token itself, which is shown this once."""
     token, name = secrets.token_urlsafe(32), secrets.token_hex(4)
+    while token.startswith("-"):  # a command line would take it for an option
+        token = secrets.token_urlsafe(32)
     values = (name, token_hash(token), role, note, writer.now(), until, uses)
     writer.session.execute(
         "INSERT INTO tokens (id, hash, role, note, created_at, until, uses) VALUES (?, ?, ?, ?, ?, ?, ?)", values

@@ -57,33 +57,6 @@ def _filters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-g", "--grep", default="", metavar="TEXT", help="text in the event; in lower case, it ignores case")
 
 
-def _register(sub: Any, asking: argparse.ArgumentParser) -> None:
-    media = sub.add_parser("media", help="the register of approved media").add_subparsers(
-        dest="act", required=True, metavar="ACT"
-    )
-    listing = media.add_parser("list", parents=[asking], help="every medium in the register")
-    _table_or_json(listing)
-    approve = media.add_parser("approve", parents=[asking], help="approve a medium")
-    approve.add_argument("key", nargs="?", metavar="KEY", help="the medium's key, as events carry it")
-    approve.add_argument("--from-event", metavar="UID", help="take the key from this event")
-    approve.add_argument("--owner", required=True, help="who may use it")
-    approve.add_argument("--approver", required=True, help="who approved it")
-    approve.add_argument("--purpose", required=True, help="what for")
-    approve.add_argument("--until", required=True, metavar="TIME", help='its last day, or an exact time; "never" for no end')
-    approve.add_argument("--machines", nargs="+", default=[], metavar="NAME", help="only on these (default: all)")
-    approve.add_argument(
-        "--dirs", nargs="+", default=[], metavar="LABEL", help="only for these protected directories (default: all)"
-    )
-    approve.add_argument("--read-only", action="store_true", help="for reading only")
-    revoke = media.add_parser("revoke", parents=[asking], help="withdraw an approval")
-    revoke.add_argument("key", metavar="KEY")
-    revoke.add_argument("--reason", required=True, metavar="TEXT", help="why, for the record")
-    load = media.add_parser("import", parents=[asking], help="approve every medium of a CSV file")
-    load.add_argument("file", metavar="FILE", help='what "media export" wrote; - for stdin')
-    save = media.add_parser("export", parents=[asking], help="the register as CSV")
-    save.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
-
-
 def _tokens(sub: Any, asking: argparse.ArgumentParser) -> None:
     token = sub.add_parser("token", help="enrolment and API tokens").add_subparsers(dest="act", required=True, metavar="ACT")
     create = token.add_parser("create", parents=[asking], help="make one; prints the token alone, this once")
@@ -101,7 +74,9 @@ def _tokens(sub: Any, asking: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Every command and option."""
+    from server_stub import register_cli
     from server_stub.config import VERSION
+    from server_stub.records import STATES
 
     top = argparse.ArgumentParser(
         prog="sekisho-collector", description="Receives, verifies, keeps and shows what Sekisho's agents record."
@@ -129,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--lang", choices=("en", "ja"), help="language of the lines (default: from the locale)")
     agents = sub.add_parser("agents", parents=[asking], help="the machines: last heard, version, what they do not see")
     _table_or_json(agents)
-    _register(sub, asking)
+    register_cli.add(sub, asking, STATES)
     _tokens(sub, asking)
     _evidence(sub, asking)
     return top
@@ -140,7 +115,9 @@ def _evidence(sub: Any, asking: argparse.ArgumentParser) -> None:
     export.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
     export.add_argument("--size", type=int, metavar="N", help="the log as it was at this size (default: now)")
     _filters(export)
-    verify = sub.add_parser("verify", help="check a bundle offline; names the first event that does not fit")
+    verify = sub.add_parser(  # -c is taken as by every command; a bundle needs no configuration
+        "verify", parents=[_common()], help="check a bundle offline; names the first event that does not fit"
+    )
     verify.add_argument("file", metavar="FILE", help="what export wrote")
     verify.add_argument("--key", default="", metavar="FILE", help="the collector's public key, got another way than the bundle")
     verify.add_argument(
@@ -163,8 +140,12 @@ def _evidence(sub: Any, asking: argparse.ArgumentParser) -> None:
     show.add_argument("--cosigned", action="store_true", help="the newest that another collector cosigned")
     retain = sub.add_parser("retain", parents=[asking], help="erase the content of old events; their proofs stay")
     retain.add_argument("--older-than", required=True, metavar="AGE", help='since they were received, like "400d"')
-    backup = sub.add_parser("backup", parents=[_common()], help="copy the store, also while the collector runs")
+    backup = sub.add_parser(
+        "backup", parents=[_common()], help="copy the store, also while the collector runs (PostgreSQL: by pg_dump)"
+    )
     backup.add_argument("file", metavar="FILE", help="must not exist; the signing key is not in it")
+    migrate = sub.add_parser("migrate", parents=[_common()], help="move the store to PostgreSQL; agents need not be stopped")
+    migrate.add_argument("--to", required=True, metavar="URL", help="an empty database: postgresql://USER@HOST/NAME")
     restore = sub.add_parser("restore", parents=[_common()], help="put a backup in the store's place; stop the collector first")
     restore.add_argument("file", metavar="FILE", help="what backup wrote")
 
@@ -255,17 +236,25 @@ def _command(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
         from server_stub import judged
 
         return judged.verify
-    from server_stub import commands, evidence, register
+    from server_stub import commands, evidence, moving, register, register_files
 
     table: dict[str, Callable[[argparse.Namespace], int]] = {
         "tail": commands.tail,
         "query": commands.query,
         "agents": commands.agents,
         "media list": register.listing,
+        "media expiring": register.expiring,
+        "media request": register.request,
         "media approve": register.approve,
+        "media deny": register.deny,
         "media revoke": register.revoke,
-        "media import": register.load,
-        "media export": register.save,
+        "media lost": register.lost,
+        "media found": register.found,
+        "media history": register.history,
+        "media unlock": register.unlock,
+        "media group": register.group,
+        "media import": register_files.load,
+        "media export": register_files.save,
         "export": evidence.export,
         "key show": evidence.key_show,
         "key rotate": evidence.key_rotate,
@@ -274,6 +263,7 @@ def _command(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
         "retain": evidence.retain,
         "backup": evidence.backup,
         "restore": evidence.restore,
+        "migrate": moving.migrate,
         "token create": commands.token_create,
         "token list": commands.token_list,
         "token revoke": commands.token_revoke,

@@ -70,7 +70,7 @@ class Client:
 
     where = ""
 
-    def request(self, method: str, target: str, body: Any = None) -> bytes:
+    def request(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
         """The body of a good answer. Raises Failed."""
         raise NotImplementedError
 
@@ -141,9 +141,9 @@ class Networked(Client):
         finally:
             connection.close()
 
-    def request(self, method: str, target: str, body: Any = None) -> bytes:
+    def request(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
         """See Client."""
-        with self._answer(method, target, body, {}) as answer:
+        with self._answer(method, target, body, dict(headers or {})) as answer:
             return answer.read()
 
     def lines(self, target: str, headers: dict[str, str]) -> Generator[bytes, None, None]:
@@ -176,9 +176,9 @@ class Direct(Client):
     def __init__(self, settings: Settings) -> None:
         self.settings, self.where = settings, str(settings.state_dir)
 
-    def request(self, method: str, target: str, body: Any = None) -> bytes:
+    def request(self, method: str, target: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
         """See Client."""
-        return b"".join(self._parts(method, target, b"" if body is None else msgspec.json.encode(body), {}))
+        return b"".join(self._parts(method, target, b"" if body is None else msgspec.json.encode(body), headers or {}))
 
     def lines(self, target: str, headers: dict[str, str]) -> Generator[bytes, None, None]:
         """See Client."""

@@ -312,8 +312,7 @@ def _row(raw: bytes, names: Names | None) -> list[Any]:
 
 def _cell(value: Any) -> str:
     """A cell that no spreadsheet takes for a formula and no terminal for a command."""
-    text = "" if value is None or value is UNSET else columns.harmless(str(value))
-    return "'" + text if text[:1] in ("=", "+", "-", "@") and not text.lstrip("-").isdigit() and text != "-" else text
+    return "" if value is None or value is UNSET else columns.guarded(columns.harmless(str(value)))
 
 
 def _counts(args: argparse.Namespace, params: dict[str, str], asked: Client) -> int:

@@ -33,7 +33,9 @@ class Settings(Struct, kw_only=True, frozen=True):
     tls_key: str
     enroll_token: str
     silent_after_ms: int
+    postgres: str = ""
     retention_ms: int = 0
+    expiring_ms: int = 7 * 86_400_000
     witness_every_s: float = 3600.0
     smtp: str = ""
     mail_from: str = ""
@@ -95,8 +97,12 @@ def settings(collector: shared.Collector, source: str) -> Settings:
             f'{source}: "listen" is "{collector.listen}", which others can reach, but there is no TLS;'
             ' set "tls_cert" and "tls_key", or listen on 127.0.0.1'
         )
-    if collector.database != "sqlite":
-        raise ConfigError(f'{source}: "database" is "{collector.database}"; this version keeps its store in "sqlite" only')
+    postgres = collector.database if collector.database.startswith(("postgresql://", "postgres://")) else ""
+    if collector.database != "sqlite" and not postgres:
+        raise ConfigError(
+            f'{source}: "database" is "{collector.database}"; write "sqlite", or an address like'
+            ' "postgresql://sekisho@db.example/sekisho"'
+        )
     if collector.silent_after < 0.1:
         raise ConfigError(f'{source}: "silent_after" must be at least "100ms"')
     if 0 < collector.retention < 86_400:
@@ -127,7 +133,9 @@ def settings(collector: shared.Collector, source: str) -> Settings:
         tls_key=collector.tls_key,
         enroll_token=collector.enroll_token,
         silent_after_ms=int(collector.silent_after * 1000),
+        postgres=postgres,
         retention_ms=int(collector.retention * 1000),
+        expiring_ms=int(collector.expiring * 1000),
         witness_every_s=float(collector.witness_every),
         smtp=collector.smtp,
         mail_from=collector.mail_from,

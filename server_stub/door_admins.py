@@ -1,34 +1,17 @@
-"""Administrators' requests: the register of media, and tokens.
+"""Administrators' requests: tokens.
 
-Owns: what their bodies may say. Every change is made by one piece of work inside the writer, which also records who did
-it. Must not know: what an approval means to an agent, how tokens are kept (`acts`, `auth`).
+Owns: what their bodies may say. Every change is made by one piece of work inside the writer. Must not know: how tokens are kept
+(`auth`).
 """
 
-import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent.contract import wire
-from server_stub import acts, auth
+from server_stub import auth
 from server_stub.answers import Refused, answer, body_of, decoded
 from server_stub.commit import Writer
 from server_stub.door import SMALL_BODY, Door
-
-
-class MediumAsked(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of PUT /v1/media/KEY: see wire.ApprovalEntry; times in ms."""
-
-    owner: str
-    approver: str
-    purpose: str = ""
-    since: int = 0
-    until: int | None = None
-    machines: list[str] = []
-    dirs: list[str] = []
-    read_only: bool = False
-    revoked: bool = False
-    reason: str = ""
 
 
 class TokenAsked(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -42,45 +25,6 @@ class TokenAsked(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class AdminDoor(Door):
     """The handlers."""
-
-    async def media(self, request: Request) -> Response:
-        """GET /v1/media: every entry of the register, revoked ones too."""
-        await self.caller(request, "read")
-        body = msgspec.json.decode(self.c.register.body, type=wire.RegisterBody)
-        return answer({"version": body.version, "media": [msgspec.to_builtins(entry) for entry in body.approvals]})
-
-    async def medium(self, request: Request) -> Response:
-        """GET /v1/media/KEY."""
-        await self.caller(request, "read")
-        body = msgspec.json.decode(self.c.register.body, type=wire.RegisterBody)
-        for entry in body.approvals:
-            if entry.key == request.path_params["key"]:
-                return answer(entry)
-        raise Refused(404, "this medium is not in the register")
-
-    async def approve(self, request: Request) -> Response:
-        """PUT /v1/media/KEY."""
-        who = await self.caller(request, "register")
-        asked: MediumAsked = decoded(await body_of(request, SMALL_BODY), MediumAsked)
-        key, by = request.path_params["key"], self.by(request, who)
-        if not 1 <= len(key) <= 255 or not asked.owner or not asked.approver:
-            raise Refused(422, "an approval needs a medium's key, an owner and an approver")
-        if asked.until is not None and asked.until <= (asked.since or self.c.now()):
-            raise Refused(422, "the approval would end before it begins; give a later end")
-        wanted = wire.ApprovalEntry(id="", key=key, **msgspec.structs.asdict(asked))
-        entry, stored = await self.c.change(lambda writer: acts.approve(writer, wanted, by))
-        self.c.take_register(stored)
-        return answer(entry)
-
-    async def revoke(self, request: Request) -> Response:
-        """DELETE /v1/media/KEY?reason=TEXT."""
-        who = await self.caller(request, "register")
-        key, by, reason = request.path_params["key"], self.by(request, who), request.query_params.get("reason", "")
-        if not reason or len(reason) > 1000:
-            raise Refused(422, "say why: ?reason=TEXT, at most 1000 characters")
-        entry, stored = await self.c.change(lambda writer: acts.revoke(writer, key, reason, by))
-        self.c.take_register(stored)
-        return answer(entry)
 
     async def tokens(self, request: Request) -> Response:
         """GET /v1/tokens: all but the tokens themselves."""

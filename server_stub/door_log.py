@@ -70,8 +70,8 @@ class LogDoor(Door):
         return StreamingResponse(self._made(parts), media_type="application/zip", headers=headers)
 
     def _key_of(self, agent: str) -> bytes | None:
-        known = self.c.agents.get(agent)
-        return known.key if known else None
+        rows = self.c.store.rows("SELECT key FROM agents WHERE agent = ?", (agent,))
+        return bytes(rows[0][0]) if rows else None
 
     async def _made(self, parts: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
         self.c.exports += 1
@@ -99,7 +99,11 @@ class LogDoor(Door):
             rows = writer.session.execute("SELECT size, root FROM witnessed WHERE origin = ?", (asked.origin,))
             size, root = witness.judge(asked, key, (rows[0][0], bytes(rows[0][1])) if rows else None)
             values = (asked.origin, size, root, writer.now())
-            writer.session.execute("INSERT OR REPLACE INTO witnessed VALUES (?, ?, ?, ?)", values)
+            put = (
+                "INSERT INTO witnessed VALUES (?, ?, ?, ?) ON CONFLICT (origin)"
+                " DO UPDATE SET size = excluded.size, root = excluded.root, at = excluded.at"
+            )
+            writer.session.execute(put, values)
             return witness.cosign(asked.note, self.c.origin, self.c.key, writer.now() // 1000)
 
         return PlainTextResponse(await self.c.change(work))

@@ -43,7 +43,9 @@ class ReaderDoor(Door):
         if streamed:
             lines = self._all(wanted, after, order == "desc", limit, upto)
             return StreamingResponse(self._while_allowed(request, lines, whole=True), media_type=NDJSON)
-        sql, values = query.sql(wanted, after=after, descending=order == "desc", limit=limit + 1, upto=upto)
+        sql, values = query.sql(
+            wanted, after=after, descending=order == "desc", limit=limit + 1, upto=upto, dialect=self.c.store.dialect
+        )
         rows = await self.c.rows(sql, values)
         cursor = f'"{rows[limit - 1][0]}"' if len(rows) > limit else "null"
         body = b'{"events":[%s],"next":%s}' % (b",".join(raw for _, raw in rows[:limit]), cursor.encode())
@@ -54,7 +56,9 @@ class ReaderDoor(Door):
     ) -> AsyncGenerator[bytes, None]:
         while limit > 0:
             page = min(limit, 1000)
-            rows = await self.c.rows(*query.sql(wanted, after=after, descending=descending, limit=page, upto=upto))
+            rows = await self.c.rows(
+                *query.sql(wanted, after=after, descending=descending, limit=page, upto=upto, dialect=self.c.store.dialect)
+            )
             if rows:
                 yield b"".join(raw + b"\n" for _, raw in rows)
                 after = rows[-1][0]
@@ -63,7 +67,7 @@ class ReaderDoor(Door):
     async def counts(self, request: Request) -> Response:
         """GET /v1/counts?by=FIELD: events and bytes for each value of a field."""
         who = await self.caller(request, "read")
-        counted = query.counts(self._filter(request), request.query_params.get("by", ""))
+        counted = query.counts(self._filter(request), request.query_params.get("by", ""), self.c.store.dialect)
         await self.looked(request, who, "events.count")
         rows = await self.c.rows(*counted)
         return answer({"counts": [{"value": value, "events": n, "bytes": total} for value, n, total in rows]})
@@ -88,6 +92,7 @@ class ReaderDoor(Door):
             last=last,
             begin=begin,
             max_behind=behind,
+            dialect=self.c.store.dialect,
         )
         allowed = self._while_allowed(request, self._counted(frames))
         return StreamingResponse(allowed, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -122,7 +127,7 @@ class ReaderDoor(Door):
 
     async def _found(self, request: Request) -> tuple[int, bytes]:
         uid = request.path_params["uid"]
-        rows = await self.c.rows(*query.by_uid(uid))
+        rows = await self.c.rows(*query.by_uid(uid, self.c.store.dialect))
         if not rows:
             raise Refused(404, "no event has this uid here")
         return rows[0][0], rows[0][1]

@@ -19,13 +19,14 @@ import msgspec
 from nacl.signing import SigningKey
 
 from agent.contract import columns
-from server_stub import config, signers, witness, words
+from server_stub import config, moving, signers, witness, words
 from server_stub.client import Failed, as_owner
 from server_stub.collector import load_key, locked
 from server_stub.commands import _params, client, local_zone, say
 from server_stub.judged import language
 from server_stub.query import BadQuery
 from server_stub.store import sqlite
+from server_stub.store.opening import open_store
 
 
 @contextlib.contextmanager
@@ -114,10 +115,10 @@ def retain(args: argparse.Namespace) -> int:
 def key_rotate(args: argparse.Namespace) -> int:
     """A new signing key, that the old one vouches for."""
     settings = config.load(args.config)
-    if not settings.store_file.exists():
+    if not settings.postgres and not settings.store_file.exists():
         raise Failed(f"{settings.store_file}: is not there; start the collector once before its key can be changed")
     with as_owner(settings.state_dir), locked(settings, 0.5):
-        store = sqlite.SqliteStore(settings.store_file)
+        store = open_store(settings, alone=True)
         try:
             session = store.session()
             old = signers.finish(session, settings.key_file, load_key(settings.key_file))
@@ -140,6 +141,8 @@ def key_rotate(args: argparse.Namespace) -> int:
 def backup(args: argparse.Namespace) -> int:
     """A copy of the store as of now."""
     settings = config.load(args.config)
+    if settings.postgres:
+        return moving.backup(settings, args.file)
     if not settings.store_file.exists():
         raise Failed(f"{settings.store_file}: is not there; nothing to back up")
     target = Path(args.file)
@@ -182,6 +185,8 @@ def _as_asker() -> Iterator[None]:
 def restore(args: argparse.Namespace) -> int:
     """Put a backup in the store's place; what was there is kept beside it."""
     settings = config.load(args.config)
+    if settings.postgres:
+        return moving.restore(settings, args.file)
     given = Path(args.file)
     if not given.is_file():
         raise Failed(f"{given}: is not there; name what `sekisho-collector backup` wrote")
