@@ -4,6 +4,7 @@
 #   make check    formatting, lint and strict types
 #   make test-vm  the real-hardware tier: a Debian guest in QEMU with USB sticks and a phone (root; builds its image once)
 #   make test-load  50,000 small files copied out while the collector is away and the disk full (root; some minutes)
+#   make chaos    200 blows at random under load: agent, collector and disks killed, filled, without power (root; ten minutes)
 #   make ways-out the matrix of ways out: every way to carry a file out, and what the agent told of it (root; FILE=yours.toml)
 #   make bench    the measurements of docs/benchmarks.md
 #   make venv     the development environment in .venv (made anew only when pyproject.toml changed)
@@ -17,7 +18,7 @@ FILE   ?=
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vm test-load ways-out check bench venv clean
+.PHONY: help demo test test-vm test-load chaos ways-out check bench venv clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +42,9 @@ ways-out: $(VENV)/.installed-dev
 
 test-load: $(VENV)/.installed-dev
 	SEKISHO_LOAD=50000 $(BIN)/python -m pytest tests/test_whole_load.py $(ARGS)
+
+chaos: $(VENV)/.installed-dev
+	SEKISHO_CHAOS=200 $(BIN)/python -m pytest tests/test_chaos.py $(ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench $(ARGS)

@@ -6,6 +6,7 @@ changed under us. Must not know how any of it is reported. The sign of life is t
 costs no fsync.
 """
 
+import contextlib
 import os
 import stat
 import time
@@ -42,13 +43,16 @@ class Guard:
         self._alive_at = self._files_at = -1e9
         self._key = self._stat_key()
         self._said: set[str] = set()
+        self._owed: tuple[int, int] | None = None
+        """Since when and at what time a loss was told that may not be durable yet"""
 
     def fileno(self) -> int:
         """None to poll."""
         return -1
 
     def former_run(self, clean: bool, now_ms: int) -> Iterator[Fact]:
-        """What a former run could not see: from its last sign of life until now. Call once, before the first `drain`."""
+        """What a former run could not see: from its last sign of life until now, when all sensors watch. Call once, before the
+        first `drain`."""
         try:
             last_ms = int((self._state / "alive").stat().st_mtime * 1000)
         except OSError:
@@ -57,7 +61,7 @@ class Guard:
             yield Clock(at_ms=now_ms, jump_ms=now_ms - last_ms)
             last_ms = now_ms
         reason = "stopped" if clean else "not_running"
-        yield Lost(at_ms=now_ms, reason=reason, since_ms=min(last_ms, now_ms), until_ms=now_ms)
+        yield self._owing(Lost(at_ms=now_ms, reason=reason, since_ms=min(last_ms, now_ms), until_ms=now_ms))
 
     def drain(self, now_ms: int) -> Iterator[Fact]:
         """Since the last call: clock jumps, suspends, a stall of our own, altered files."""
@@ -71,7 +75,8 @@ class Guard:
         self._suspended_ms = suspended_ms
         now = time.monotonic()
         if now - self._asked_at >= _STALL_S:  # it does not go on while the machine is suspended
-            yield Lost(at_ms=now_ms, reason="stalled", since_ms=now_ms - int((now - self._asked_at) * 1000), until_ms=now_ms)
+            since_ms = now_ms - int((now - self._asked_at) * 1000)
+            yield self._owing(Lost(at_ms=now_ms, reason="stalled", since_ms=since_ms, until_ms=now_ms))
         self._asked_at = now
         if now - self._alive_at >= _ALIVE_EVERY_S:
             self._alive_at = now
@@ -82,13 +87,26 @@ class Guard:
 
     def touch(self) -> None:
         """Leave the sign of life."""
-        alive = self._state / "alive"
+        alive, at_ms = self._state / "alive", self._durable_ms()
+        if self._owed is not None and at_ms > self._owed[1]:
+            self._owed = None
+        if self._owed is not None:
+            at_ms = min(at_ms, self._owed[0])
+        times = (at_ms * 1_000_000, at_ms * 1_000_000)
         try:
-            alive.touch(mode=0o600)
-            at_ns = self._durable_ms() * 1_000_000
-            os.utime(alive, ns=(at_ns, at_ns))
+            os.utime(alive, ns=times)  # in one step: whoever is killed between two would have been alive until now
+        except FileNotFoundError:
+            with contextlib.suppress(OSError):
+                alive.touch(mode=0o600)
+                os.utime(alive, ns=times)
         except OSError:
             return  # a state directory that is read-only or gone is reported by the spool, which can't write either
+
+    def _owing(self, lost: Lost) -> Lost:
+        """Until this is durable, the sign of life stays before it: killed now, the next run tells it."""
+        since_ms = lost.since_ms if self._owed is None else min(lost.since_ms, self._owed[0])
+        self._owed = (since_ms, lost.at_ms)
+        return lost
 
     def coverage(self, now_ms: int) -> Coverage:
         """Healthy while nothing of ours was altered."""

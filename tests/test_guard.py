@@ -40,6 +40,21 @@ def test_the_sign_of_life_speaks_only_for_what_is_durable(tmp_path: Path) -> Non
     assert isinstance(lost, Lost) and lost.since_ms == durable_ms
 
 
+def test_a_loss_that_is_told_but_not_written_yet_is_told_again_after_a_kill(tmp_path: Path) -> None:
+    durable_ms = NOW_MS - 60_000
+    watched = guard.Guard(str(tmp_path), lambda: None, lambda: durable_ms)
+    watched.touch()
+    (lost,) = watched.former_run(False, NOW_MS)
+    durable_ms = NOW_MS - 1  # the disk is slow
+    watched.touch()
+    (again,) = guard.Guard(str(tmp_path), lambda: None).former_run(False, NOW_MS + 500)
+    assert isinstance(lost, Lost) and isinstance(again, Lost) and again.since_ms == lost.since_ms
+    durable_ms = NOW_MS + 1_000
+    watched.touch()
+    (later,) = guard.Guard(str(tmp_path), lambda: None).former_run(False, NOW_MS + 5_000)
+    assert isinstance(later, Lost) and later.since_ms == durable_ms
+
+
 def test_a_clock_turned_back_while_the_agent_was_down_is_said(tmp_path: Path) -> None:
     watched = make(tmp_path)
     watched.touch()
