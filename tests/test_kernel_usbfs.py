@@ -196,3 +196,60 @@ def test_a_pulled_phone_and_what_is_no_usb_device_tell_nothing(
 )
 def test_what_leaves_by_a_device_goes_by_its_interfaces(interfaces: list[str], properties: dict[str, str], way: str) -> None:
     assert usbfs._way(Device(id="x", bus="usb", interfaces=interfaces, properties=properties)) == way
+
+
+class Counter:
+    """Stands in for the kernel's count of bytes, as no phone is here: at each `count` so many have gone out."""
+
+    def __init__(self, *by_then: int) -> None:
+        self.by_then, self.now = list(by_then), 0
+
+    def count(self) -> None:
+        if self.by_then:
+            self.now = self.by_then.pop(0)
+
+    def sent(self, device: str) -> int | None:
+        return self.now
+
+    def watch(self, device: str) -> None: ...
+
+    def leave(self, device: str) -> None: ...
+
+    def forget(self, device: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_what_a_short_lived_holder_sent_while_it_was_looked_at_is_its_own(
+    port: Port, sensor: usbfs.Usbfs, hold: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opened, sent all, and let go in the time that one look takes."""
+    sensor.learn(Plugged(at_ms=now_ms(), device=port.device))
+    until(sensor, lambda _: not sensor.due(now_ms() + 5_000))
+    monkeypatch.setattr(sensor, "_urbs", Counter(0, 0, 54_426))
+    list(sensor.drain(now_ms()))
+    holder = hold(HOLD)
+    assert said(holder) == "open"
+    let_go(holder)
+    holder.wait()
+    told = list(sensor.drain(now_ms()))
+    assert [(fact.idle_sent, fact.sent) for fact in by(told, holder.pid)][-1] == (0, 54_426)
+    assert isinstance(told[-1], WayClosed)
+
+
+def test_what_went_until_a_phone_was_pulled_is_told(
+    port: Port, sensor: usbfs.Usbfs, hold: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node and its counters are gone, its holder does not know yet."""
+    sensor.learn(Plugged(at_ms=now_ms(), device=port.device))
+    counter = Counter()
+    monkeypatch.setattr(sensor, "_urbs", counter)
+    holder = hold(HOLD)
+    assert said(holder) == "open"
+    until(sensor, lambda told: bool(by(told, holder.pid)))
+    counter.now = 4_000_000
+    shutil.rmtree(port.sysfs)
+    port.node.unlink()
+    told = list(sensor.drain(now_ms()))
+    assert [fact.sent for fact in by(told, holder.pid)] == [4_000_000]
+    assert [fact.pid for fact in told if isinstance(fact, WayClosed)] == [holder.pid]

@@ -6,9 +6,10 @@ Owns: one fanotify group with a mark on the node of each device that is told as 
 node, whoever opened it (jmtpfs opens, then forks); and the file systems that such a process serves by FUSE, which lie on the
 device as a partition lies on a disk. Must not know what is a phone, nor what was read. Nothing is opened here.
 
-Nobody can count the bytes: the kernel counts requests only, both ways (`urbnum` of sysfs). They are told as `uses`, so that who
-reads a file and then says nothing to the device is not taken for who sent it. Between an open and the next look, `_LOOKS_MS`
-apart, a holder that lives shorter is known by its open alone.
+How many bytes went to the device is counted where the kernel tells it (`urbs`) and told as `sent`. Requests, both ways, are
+counted everywhere (`urbnum` of sysfs) and told as `uses`, so that who reads a file and then says nothing to the device is not
+taken for who sent it. Between an open and the next look, `_LOOKS_MS` apart, a holder that lives shorter is known by its open
+alone.
 """
 
 import os
@@ -21,6 +22,7 @@ from agent.contract.event import path_text
 from agent.core.facts import Coverage, Device, Fact, Mounted, Plugged, Unmounted, Unplugged, WayClosed, WayHeld
 from agent.sense import SensorError, kernel, procfs
 from agent.sense.fanotify_events import heads, names
+from agent.sense.urbs import Urbs
 
 _READ_BYTES = 4096
 _NODES = b"/dev/bus/usb/"
@@ -35,7 +37,7 @@ OnPid = Callable[[int], None]
 class _Node:
     """One device. `way` is what leaves by it; `served` are the file systems that its holders serve."""
 
-    __slots__ = ("device", "holders", "idle", "key", "path", "served", "told", "way")
+    __slots__ = ("device", "holders", "idle", "key", "path", "served", "since_ms", "told", "unsent", "way")
 
     def __init__(self, device: Device, path: bytes, way: str) -> None:
         self.device, self.path, self.way = device, path, way
@@ -43,10 +45,15 @@ class _Node:
         """The inode of the node, as the kernel names it in events"""
         self.idle = -1
         """Requests when nobody was known to hold it"""
+        self.unsent: int | None = None
+        """Bytes sent to it by then; None where they are not counted"""
+        self.since_ms: int | None = None
+        """When that was; None: somebody may have held it for long"""
         self.holders: dict[int, int] = {}
         """pid → when its process began, clock ticks since boot"""
         self.served: list[str] = []
-        self.told = -1
+        self.told: tuple[int, int | None] | None = None
+        """Requests and bytes as they were told last"""
 
     @property
     def id(self) -> str:
@@ -66,6 +73,7 @@ class Usbfs:
         self._nodes: dict[bytes, _Node] = {}
         self._fuse: dict[str, Mounted] = {}
         self._looks: deque[int] = deque()
+        self._urbs = Urbs()
         self._refused = 0
 
     def fileno(self) -> int:
@@ -79,6 +87,7 @@ class Usbfs:
         elif isinstance(fact, Unplugged):
             for node in [node for node in self._nodes.values() if node.device.id == fact.id]:
                 del self._nodes[node.path]  # and its mark went with the node
+                self._urbs.forget(node.device.id)
         elif isinstance(fact, Mounted) and fact.fs.startswith("fuse") and fact.namespace == 0 and self._nodes:
             self._fuse[fact.dev] = fact
             while len(self._fuse) > _MOST_FUSE:
@@ -98,6 +107,8 @@ class Usbfs:
         if node is None or node.device.id != fact.device.id:
             node = self._nodes[path] = _Node(fact.device, path, _way(fact.device))
             node.idle = _requests(node)
+            self._urbs.watch(fact.device.id)
+            node.unsent = self._urbs.sent(fact.device.id)
             try:
                 kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD, kernel.FAN_OPEN, path)
                 node.key = kernel.file_key(path)
@@ -116,7 +127,10 @@ class Usbfs:
 
         `on_pid` is called for whoever opened or holds one before it is told.
         """
-        opened = self._openers()
+        self._urbs.count()
+        before = {node.path: (_requests(node), self._urbs.sent(node.device.id)) for node in self._nodes.values()}
+        opened = self._openers()  # not before: what is sent from here on is theirs, or told of by the next look
+        keys = {key for _, key in opened}
         if opened:
             self._look_soon(now_ms)
         for pid, key in opened:
@@ -129,8 +143,8 @@ class Usbfs:
         for node in self._nodes.values():
             if node.holders:
                 yield from self._again(node, now_ms)
-            else:
-                node.idle = _requests(node)
+            elif node.key not in keys and node.path in before:
+                (node.idle, node.unsent), node.since_ms = before[node.path], now_ms
 
     def coverage(self, now_ms: int) -> Coverage:
         """Whether devices can be watched here."""
@@ -139,6 +153,7 @@ class Usbfs:
 
     def close(self) -> None:
         """Give the group back."""
+        self._urbs.close()
         if self._group >= 0:
             os.close(self._group)
             self._group = -1
@@ -165,6 +180,10 @@ class Usbfs:
         """All processes: the node may have been handed on."""
         if not self._nodes:
             return
+        for node in self._nodes.values():
+            self._urbs.leave(node.device.id)
+            if not node.holders and self._urbs.sent(node.device.id) is None:
+                self._urbs.watch(node.device.id)  # its interfaces are there a moment after itself
         for name in os.listdir("/proc"):
             if name.isdigit():
                 yield from self._holds(int(name), now_ms, on_pid)
@@ -180,7 +199,7 @@ class Usbfs:
                 if on_pid is not None:
                     on_pid(pid)
                 node.holders[pid] = stat.start
-                node.told = -1
+                node.told = None
                 yield from self._used(node, pid, now_ms)
             if serves:
                 yield from self._serving(node, pid, now_ms)
@@ -191,36 +210,39 @@ class Usbfs:
             if key and node.key == key and pid not in node.holders and procfs.stat(pid) is None:
                 if on_pid is not None:
                     on_pid(pid)
-                node.told = -1
+                node.told = None
                 yield from self._used(node, pid, now_ms)
                 yield WayClosed(at_ms=now_ms, id=node.id, pid=pid)
 
     def _again(self, node: _Node, now_ms: int) -> Iterator[Fact]:
-        """Those that are known to hold it: whether they still do, and whether it was used."""
+        """Those that are known to hold it: whether they still do, and then, how much it was used until now."""
+        gone = [pid for pid, start in node.holders.items() if not _still(pid, start, node.path)]
         yield from self._used(node, next(iter(node.holders)), now_ms)
-        for pid, start in list(node.holders.items()):
-            stat = procfs.stat(pid)
-            if stat is not None and stat.start == start and node.path in _devices(pid)[0]:
-                continue
+        for pid in gone:
             del node.holders[pid]
             self._look_soon(now_ms)  # a child may hold it now
             yield WayClosed(at_ms=now_ms, id=node.id, pid=pid)
 
     def _used(self, node: _Node, pid: int, now_ms: int) -> Iterator[Fact]:
-        uses = _requests(node)
-        if uses != node.told or uses < 0:
-            if node.told >= 0 and uses < 0:
-                return  # pulled
-            node.told = uses
-            yield WayHeld(
-                at_ms=now_ms,
-                pid=pid,
-                way=node.way,
-                id=node.id,
-                device=node.device.id,
-                uses=uses if uses >= 0 else None,
-                idle_uses=node.idle if node.idle >= 0 else None,
-            )
+        self._urbs.count()
+        uses, sent = _requests(node), self._urbs.sent(node.device.id)
+        if uses < 0 and node.told is not None:
+            uses = node.told[0]  # pulled: nobody tells requests any more, but bytes
+        if (uses, sent) == node.told:
+            return
+        node.told = uses, sent
+        yield WayHeld(
+            at_ms=now_ms,
+            pid=pid,
+            way=node.way,
+            id=node.id,
+            device=node.device.id,
+            sent=sent,
+            idle_sent=node.unsent or 0,
+            since_ms=node.since_ms if sent is not None else None,
+            uses=uses if uses >= 0 else None,
+            idle_uses=node.idle if node.idle >= 0 else None,
+        )
 
     def _serving(self, node: _Node, pid: int, now_ms: int) -> Iterator[Fact]:
         """The holder serves a file system: the one whose mount point it was given, else the only one that may be its own."""
@@ -236,6 +258,12 @@ def _requests(node: _Node) -> int:
     """How many the kernel has sent to a device by now; -1 if it does not say."""
     text = procfs.read(f"{node.device.id}/urbnum").strip()
     return int(text) if text.isdigit() else -1
+
+
+def _still(pid: int, start: int, path: bytes) -> bool:
+    """Whether it is the same process yet, and holds the node yet."""
+    stat = procfs.stat(pid)
+    return stat is not None and stat.start == start and path in _devices(pid)[0]
 
 
 def _devices(pid: int) -> tuple[set[bytes], bool]:

@@ -6,6 +6,7 @@ as much: that charging, browsing and fetching photographs from the phone are not
 """
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,27 @@ PHONE = "PH0NE2014"
 GVFS = f"mtp://QEMU_QEMU_filesharing_{PHONE}/"
 SEND = "mtp-connect --sendfile {0} / || true"
 """The second word is a folder: libmtp takes a name that begins with digits for a folder's number, and the phone refuses. QEMU's
-phone now and then fails to describe a file that it has just taken; each story looks whether the phone has it."""
+phone now and then fails to describe a file that it has just taken, which jmtpfs tells as an error after nothing was sent, and a
+person tries again; each story looks whether the phone has it."""
+LOOK_ROUND = "sleep 8"
+"""Between a user's FUSE mount and what is finished on it a small process of the agent's starts, which takes emulation long.
+While anything looks at the mount, unmounting may say "busy", and a person tries again."""
 WAYS = {
     "mtp-connect": SEND.format(f"{LISTS}/2014-06.csv"),
-    "jmtpfs": f"mkdir -p ~/phone && jmtpfs ~/phone && cp {LISTS}/2014-06.csv ~/phone/phone/ && sync && fusermount3 -u ~/phone",
+    "jmtpfs": f"mkdir -p ~/phone && jmtpfs ~/phone && {LOOK_ROUND} && "
+    f"for try in 1 2 3; do cp {LISTS}/2014-06.csv ~/phone/phone/ && break; rm -f ~/phone/phone/2014-06.csv; done && "
+    "sync && for try in 1 2 3 4 5; do fusermount3 -u ~/phone && break; sleep 1; done",
     "gvfs": f"gio mount {GVFS} && gio copy {LISTS}/2014-06.csv {GVFS}phone/",
 }
 SYNCED = "sleep 6"
 """What came late would have come by now: a holder is told at once, a read by it within a second."""
 
 
-def plug(ws: "Workstation", folder: Path) -> dict[str, Any]:
+def plug(ws: "Workstation", folder: Path, readonly: bool = False) -> dict[str, Any]:
     """A phone with a photograph on it; its attached event."""
     folder.mkdir(exist_ok=True)
     (folder / "IMG_0001.jpg").write_bytes(bytes(range(256)) * 400)
-    ws.vm.plug_phone(PHONE, folder)
+    ws.vm.plug_phone(PHONE, folder, readonly=readonly)
     attached: dict[str, Any] = ws.wait_for("medium.attached", where=lambda event: own(event)["medium"].get("serial") == PHONE)
     return attached
 
@@ -132,3 +139,59 @@ def test_several_lists_in_one_go_are_each_told_once(workstation: "Workstation", 
     assert sources(copies) == {f"{LISTS}/{name}" for name in names}
     assert {own(copy)["login"]["user"] for copy in copies} == {"contractor"}
     assert len(left(ws)) == 3
+
+
+REFUSED = {
+    "store is read-only": (f"mtp-connect --sendfile {LISTS}/all.bin / || true", True),
+    "no such folder": (f"mtp-connect --sendfile {LISTS}/all.bin 2014-06.csv || true", False),
+    "by gvfs, store is read-only": (f"gio mount {GVFS} && gio copy {LISTS}/all.bin {GVFS}phone/ || true", True),
+}
+"""A transfer that the phone turns down after the file was opened, and whether nothing can be written to it at all."""
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_the_phone_refuses_has_not_left(workstation: "Workstation", tmp_path: Path, why: str) -> None:
+    ws = workstation
+    command, readonly = REFUSED[why]
+    plug(ws, tmp_path / "phone", readonly=readonly)
+    ws.vm.run(command, user="contractor", pam=True, timeout=180)
+    assert not any(path.stat().st_size > 110_000 for path in (tmp_path / "phone").iterdir()), "the phone took it"
+    assert left(ws) == []
+    assert not [event for event in ws.events() if event["metadata"]["event_code"].startswith("copy.")]
+
+
+def test_a_phone_that_is_pulled_in_mid_copy_has_got_a_part(workstation: "Workstation", tmp_path: Path) -> None:
+    ws = workstation
+    plug(ws, tmp_path / "phone")
+    copying = ws.vm.spawn(SEND.format(f"{LISTS}/all.bin"), user="contractor", pam=True, timeout=180)
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 4_000_000 for path in (tmp_path / "phone").iterdir()):
+        assert time.monotonic() < deadline, "nothing came to the phone"
+        time.sleep(0.02)
+    ws.vm.unplug(PHONE)
+    copying()
+    told = own(ws.wait_for("file.copied_out"))
+    assert (told["way"], told["medium"]["serial"], told["login"]["user"]) == ("mtp", PHONE, "contractor")
+    assert told["source"]["path"] == f"{LISTS}/all.bin"
+    assert 4_000_000 < told["bytes"] < 60_000_000, "what went, not what was read"
+
+
+def test_a_camera_is_told_and_fetching_from_it_is_not_carrying_out(workstation: "Workstation", tmp_path: Path) -> None:
+    """By PTP, as photographs are fetched: the same device, spoken to by another program."""
+    ws = workstation
+    plug(ws, tmp_path / "phone")
+    fetch = "mkdir -p ~/pictures && cd ~/pictures && gphoto2 --list-files && gphoto2 --get-all-files"
+    ws.vm.run(fetch, user="contractor", pam=True)
+    assert (ws.vm.run("stat -c %s ~contractor/pictures/IMG_0001.jpg").out.strip()) == str(256 * 400)
+    assert left(ws) == []
+
+
+def test_a_list_uploaded_by_ptp_is_told(workstation: "Workstation", tmp_path: Path) -> None:
+    ws = workstation
+    plug(ws, tmp_path / "phone")
+    ws.vm.run(f"gphoto2 --folder /store_00010001 --upload-file {LISTS}/2014-06.csv", user="contractor", pam=True, timeout=180)
+    size = int(ws.vm.run(["stat", "-c", "%s", f"{LISTS}/2014-06.csv"]).out)
+    assert (tmp_path / "phone" / "2014-06.csv").stat().st_size == size, "the phone has not got it"
+    told = own(ws.wait_for("file.copied_out"))
+    assert (told["source"]["path"], told["bytes"]) == (f"{LISTS}/2014-06.csv", size)
+    assert (told["way"], told["medium"]["serial"], told["login"]["user"]) == ("mtp", PHONE, "contractor")
