@@ -21,13 +21,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agent import checkup, simulate
 from agent.spool import read_events
 
 BASE = Path(os.environ.get("SEKISHO_BENCH_DIR") or "/var/tmp/sekisho-bench")
 TICK = os.sysconf("SC_CLK_TCK")
+Measured = TypeVar("Measured")
 SOMEBODY = 1000
 """The login uid the measured work runs under, where the kernel lets us set one."""
 
@@ -250,13 +251,15 @@ class Tool:
         """Count CPU from here."""
         self.at_start_s = cpu_s(self.pids)
 
-    def told(self, folder: Path) -> int:
-        """How many distinct files below `folder` its record names."""
+    def told(self, folder: Path, suffix: str = SUFFIX) -> int:
+        """How many distinct files below `folder`, with names that end so, its record names."""
         return 0
 
     def stop(self) -> None:
         """End it, and take what it used, with what its own children used."""
         if self.process is not None:
+            if self.process.poll() is not None:
+                raise CannotMeasure(f"{type(self).__name__} ended by itself, with {self.process.returncode}")
             self.process.send_signal(signal.SIGTERM)
             _, status, usage = os.wait4(self.process.pid, 0)
             self.process.returncode = os.waitstatus_to_exitcode(status)
@@ -289,7 +292,12 @@ class Sekisho(Tool):
             '[agent.spool]\nmax_bytes = "1GiB"\n' + self.more
         )
         self.log = (self.scratch / "agent.log").open("ab")
-        self.process = subprocess.Popen(self.command(config), stdout=self.log, stderr=self.log)
+        compiled = {**os.environ, "PYTHONPYCACHEPREFIX": str(BASE / "compiled")}  # as an installed agent is, wherever this runs
+        compiled.pop("PYTHONDONTWRITEBYTECODE", None)
+        subprocess.run(
+            [sys.executable, "-c", "import agent.cli, agent.daemon, agent.sense.udev, requests"], env=compiled, check=False
+        )
+        self.process = subprocess.Popen(self.command(config), stdout=self.log, stderr=self.log, env=compiled)
         self.until(lambda status: all(each["watched"] for each in status["protected"]), "does not start")
         self.medium = simulate.plug(self.place.media, "stick", serial="BENCH0001")
         self.until(lambda status: str(self.place.medium) in status["watched_media"], "does not watch the medium")
@@ -321,7 +329,7 @@ class Sekisho(Tool):
         for _, data in read_events(str(self.state)):
             yield json.loads(data)
 
-    def told(self, folder: Path) -> int:
+    def told(self, folder: Path, suffix: str = SUFFIX) -> int:
         """Distinct files below `folder` named as a source in its events; where only read, those counted in its history."""
         sources: set[str] = set()
         counted = 0
@@ -363,14 +371,14 @@ class _Lines(Tool):
     def out(self) -> Path:
         return self.scratch / f"{type(self).__name__}.out"
 
-    def told(self, folder: Path) -> int:
+    def told(self, folder: Path, suffix: str = SUFFIX) -> int:
         """Distinct paths below `folder` in its output."""
         needle, found = f"{folder}/".encode(), set()
         with self.out.open("rb") as lines:
             for line in lines:
                 line = line.strip()
                 at = line.find(needle)
-                if at >= 0 and line.endswith(SUFFIX.encode()):
+                if at >= 0 and line.endswith(suffix.encode()):
                     found.add(line[at:])
         return len(found)
 
@@ -454,6 +462,16 @@ def watching(name: str, place: Ground, kind: type[Tool] | None = None) -> Iterat
         yield tool
     finally:
         tool.stop()
+
+
+def again(run: Callable[[], Measured], times: int = 3) -> Measured:
+    """What `run` measured; once more if a tool ended by itself, as fatrace does when some mount of the machine goes."""
+    for _ in range(times - 1):
+        try:
+            return run()
+        except CannotMeasure as error:
+            print(f"once more: {error}", file=sys.stderr)
+    return run()
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

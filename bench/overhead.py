@@ -13,6 +13,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import ground
@@ -86,7 +87,7 @@ def measure(place: Ground, works: list[Work], tools: list[str], rounds: int) -> 
         once(place, work, "off")
         for number in range(rounds):
             turn = number % len(tools)
-            runs += [once(place, work, tool) for tool in (*tools[turn:], *tools[:turn])]
+            runs += [ground.again(partial(once, place, work, tool)) for tool in (*tools[turn:], *tools[:turn])]
             print(
                 work.name, "round", number + 1, {each.tool: round(each.wall_s, 2) for each in runs[-len(tools) :]}, flush=True
             )

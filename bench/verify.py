@@ -1,12 +1,12 @@
 """How fast bundles are made and checked, how large they are, and what a proof costs in a log of a million events.
 
-`python -m bench.verify [--events N] [--batch N] [--machines N] [--tree N]`. The log is made by the real writer from real
-batches, the bundle by `export`, then checked by `verify` as its command does it (every signature, every chain, the tree), on
-one processor and on all. JSON on stdout.
+The log is made by the real writer from real batches, the bundle by `export`, then checked by `verify` as its command does it
+(every signature, every chain, the tree), on one processor and on all.
+
+    python -m bench.verify [-r REPEAT] [--events N] [--batch N] [--machines N] [--tree N]
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import ground
 from server_stub import export, intake, tree, verify
 from server_stub.commit import Writer
 from server_stub.query import Filter
@@ -114,19 +115,36 @@ def proofs(root: Path, leaves: int) -> dict[str, Any]:
     return {"leaves": leaves, "nodes_kept": nodes_kept, **told}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=500_000)
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--machines", type=int, default=20)
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("-r", "--repeat", type=int, default=3)
     parser.add_argument("--tree", type=int, default=1_000_000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as room:
         found = {"verify": bundles(Path(room), args), "proofs": proofs(Path(room), args.tree)}
-    print(json.dumps(found, indent=1))
-    return 0
+    of_bundles, of_proofs = found["verify"], found["proofs"]
+    processor = of_bundles["verify_us_of_processor_per_event"]
+    rows = [
+        ["exported", "events a second", f"{of_bundles['export_events_per_s']:,}"],
+        ["verified on one processor", "events a second", f"{of_bundles['verify_events_per_s_one_processor']:,}"],
+        [f"verified on {of_bundles['processors']}", "events a second", f"{of_bundles['verify_events_per_s']:,}"],
+        ["verified", "µs of processor an event", f"{processor['one']:.1f}"],
+        ["an event", "bytes", f"{of_bundles['bytes_per_event']:,}"],
+        ["the same in a bundle", "bytes", f"{of_bundles['bundle_bytes_per_event']:.0f}"],
+    ]
+    kinds = ("inclusion", "consistency", "root")
+    proven = [[kind, *(f"{of_proofs[f'{kind}_ms'][each]:.2f}" for each in ("p50", "max"))] for kind in kinds]
+    made_of = f"{of_bundles['events']:,} events of {of_bundles['machines']} machines"
+    tables = {
+        f"A bundle of {made_of}": ground.table(["what", "", "figure"], rows),
+        f"Proofs in a log of {of_proofs['leaves']:,} events, ms": ground.table(["proof", "p50", "most"], proven),
+    }
+    ground.report("verify", tables, found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ground.main(main)
