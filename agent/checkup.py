@@ -19,9 +19,13 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 
 from agent.config import Agent, Config
+from agent.contract.columns import size_text
 from agent.contract.show import display_width, harmless, pad
+from agent.contract.words import DISGUISED
 from agent.words import SUBJECTS, WORDS, Language, say
 
+_OLD_REGISTER_DAYS = 7
+"""From then on `check` says that revocations did not arrive for long."""
 Verdict = Literal["ok", "blind", "error"]
 _OLDEST_KERNEL = (5, 17)
 _NETWORK_FS = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs"}
@@ -80,7 +84,7 @@ def check(config: Config) -> list[Result]:
     """All that can be known before the agent runs, worst last."""
     agent = config.agent
     found = [*_kernel(), *_state(agent), *_protected(agent), *_media(agent), *_sensors(agent)]
-    found += [*_ways_off(agent), *_collector(agent), *_limits(agent)]
+    found += [*_ways_off(agent), *_collector(agent), *_register(agent), *_mode(agent), *_limits(agent)]
     return sorted(found, key=lambda result: ("ok", "blind", "error").index(result.verdict))
 
 
@@ -111,20 +115,23 @@ def lines(status: dict[str, Any], lang: Language, paint: Callable[[str, str], st
     """A running agent's status for people."""
     health = paint(say(lang, "healthy"), "32") if status["healthy"] else paint(say(lang, "degraded"), "33")
     memory = status["memory_kib"] // 1024
-    yield say(lang, "status.head", **{**status, "health": health, "memory": memory})
+    name = harmless(status["name"])
+    yield say(lang, "status.head", **{**status, "name": name, "health": health, "memory": memory})
     rows: list[tuple[str, str]] = []
     for tree in status["protected"]:
         lack = "" if tree["watched"] else "  " + paint(say(lang, "status.waiting"), "33")
-        rows.append(("protected", tree["path"] + lack))
+        rows.append(("protected", harmless(tree["path"]) + lack))
     for sensor in status["sensors"]:
         blind = _list(sensor["blind"], lang)
-        state = paint(say(lang, "ok"), "32") if sensor["ok"] else paint(sensor["why"] or say(lang, "blind"), "33")
-        rows.append(("sensor", f"{sensor['name']}: {state}" + (f"; {say(lang, 'blind')}: {blind}" if blind else "")))
-    rows += [("medium", f"{each['name']} {each['serial']}: {say(lang, each['decision'])}") for each in status["media"]]
+        state = paint(say(lang, "ok"), "32") if sensor["ok"] else paint(harmless(sensor["why"]) or say(lang, "blind"), "33")
+        rows.append(("sensor", f"{harmless(sensor['name'])}: {state}" + (f"; {say(lang, 'blind')}: {blind}" if blind else "")))
+    for each in status["media"]:
+        stopped = _list([each["decision"], *(f"stopped.{code}" for code in each.get("stopped", []))], lang)
+        rows.append(("medium", f"{harmless(each['name'])} {harmless(each['serial'])}: {stopped}"))
     spool, queue = status["spool"], status["queue"]
     kept = say(lang, "status.spool_says", events=spool["events"], kib=spool["bytes"] // 1024, waiting=queue["waiting"])
-    rows.append(("spool", kept + (f"; {queue['error']}" if queue["error"] else "")))
-    sending = status["collector"]
+    rows.append(("spool", kept + (f"; {harmless(queue['error'])}" if queue["error"] else "")))
+    sending = {**status["collector"], "url": harmless(status["collector"]["url"])}
     receipt = sending["last_receipt"]
     if not sending["url"]:
         sent = say(lang, "status.no_collector")
@@ -132,7 +139,12 @@ def lines(status: dict[str, Any], lang: Language, paint: Callable[[str, str], st
         sent = say(lang, "status.receipt", **sending, seq=receipt["seq"], at=_clock(receipt["at_ms"]))
     else:
         sent = say(lang, "status.no_receipt", **sending)
-    rows.append(("collector", sent + (f"; {sending['last_error']}" if sending["last_error"] else "")))
+    rows.append(("collector", sent + (f"; {harmless(sending['last_error'])}" if sending["last_error"] else "")))
+    if (held := sending.get("register", {})).get("confirmed"):
+        rows.append(("register", say(lang, "status.register_says", **held, at=_clock(held["confirmed"]))))
+    if told := status.get("notices"):
+        why = f"; {harmless(told['last_why'])}" if told["last_why"] else ""
+        rows.append(("notices", say(lang, "status.notices_say", **told) + why))
     headings = {key: say(lang, f"status.{key}") for key, _ in rows}
     width = max(map(display_width, headings.values()))
     yield from (f"  {pad(headings[key], width)}  {text}" for key, text in rows)
@@ -140,15 +152,48 @@ def lines(status: dict[str, Any], lang: Language, paint: Callable[[str, str], st
 
 def media_table(media: list[dict[str, Any]], lang: Language) -> Iterator[str]:
     """The rows of `sekisho-agent media`, in columns."""
-    columns = ("medium", "serial", "kind", "mount", "decision", "reason")
+    columns = ("medium", "serial", "kind", "mount", "decision", "reason", "stopped")
     rows = [tuple(say(lang, f"col.{column}") for column in columns)]
     for each in media:
         decision = say(lang, each["decision"])
-        cells = (each["name"], each["serial"], each["kind"], each["mount"], decision, each["reason"])
+        stopped = _list([f"stopped.{code}" for code in each.get("stopped", [])], lang)
+        cells = (each["name"], each["serial"], each["kind"], each["mount"], decision, each["reason"], stopped)
         rows.append(tuple(harmless(cell or "-") for cell in cells))
     widths = [max(display_width(row[at]) for row in rows) for at in range(len(columns))]
     for row in rows:
         yield "  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def media_stories(media: list[dict[str, Any]], lang: Language) -> Iterator[str]:
+    """What is known of each device beside its row in the table: one heading and a line for each thing."""
+    for each in {(row["key"], row.get("story")): row for row in media if row.get("story")}.values():
+        lines = list(_story(each, lang))
+        width = max(display_width(say(lang, f"story.{key}")) for key, _ in lines)
+        yield ""
+        yield harmless(f"{each['name']} {each['serial']}".strip())
+        for key, text in lines:
+            yield f"  {pad(say(lang, f'story.{key}'), width)}  {harmless(text, 400)}"
+
+
+def _story(row: dict[str, Any], lang: Language) -> Iterator[tuple[str, str]]:
+    by = ", ".join(say(lang, f"by.{each}") for each in row.get("identity_by", []))
+    yield "identity", say(lang, f"identity.{row['identity']}") + (f" ({by})" if by else "")
+    came = say(lang, f"since.{row['since']}") if row.get("since") else ""
+    yield "since", " ".join(filter(None, (_clock(row["since_ms"]), came)))
+    if row.get("port"):
+        yield "port", " ← ".join([row["port"], *row.get("hubs", [])])
+    if row.get("interfaces"):
+        yield "interfaces", " ".join([*row["interfaces"], *(f"[{mode}]" for mode in row.get("modes", []))])
+    for block in row.get("blocks", []):
+        size = size_text(block["size"]) if "size" in block else ""
+        texts = (block["name"], block.get("kind", ""), size, *(block.get(name, "") for name in ("fs", "fs_uuid", "label")))
+        yield "block", " ".join(filter(None, texts)) + (f" → {block['on']}" if block.get("on") else "")
+    if row.get("networks"):
+        yield "network", " ".join(row["networks"])
+    if "bytes_in" in row:
+        yield "amounts", say(lang, "story.moved", read=size_text(row["bytes_in"]), written=size_text(row["bytes_out"]))
+    if row.get("disguised"):
+        yield "disguised", "; ".join(DISGUISED[each][lang == "ja"] for each in row["disguised"])
 
 
 def _clock(at_ms: int) -> str:
@@ -321,6 +366,18 @@ def _sets_loginuid() -> bool:
     return False
 
 
+def _register(agent: Agent) -> Iterator[Result]:
+    """How old the register of media is that this machine would decide by: when the collector last confirmed it."""
+    try:
+        confirmed_s = Path(agent.state_dir, "register.json").stat().st_mtime
+    except OSError:
+        return  # none came yet, or the directory is said to be unreadable already
+    age_s = max(time.time() - confirmed_s, 0)
+    days = int(age_s // 86_400)
+    verdict: Verdict = "ok" if days < _OLD_REGISTER_DAYS else "blind"
+    yield _found(verdict, "register", "register_old" if days else "register", days=days)
+
+
 def _collector(agent: Agent) -> Iterator[Result]:
     link = agent.collector
     if not link.url:
@@ -346,8 +403,23 @@ def _collector(agent: Agent) -> Iterator[Result]:
         yield _found("ok", "collector", "collector", url=link.url)
 
 
+def _mode(agent: Agent) -> Iterator[Result]:
+    """What the mode does on this machine. An error is said where nothing could be stopped that should be."""
+    if agent.mode != "enforce":
+        yield _found("ok", "mode", "mode", mode=agent.mode)
+        return
+    from agent.act import usbports
+
+    said = agent.enforce
+    yield _found("ok", "mode", "mode_enforce", unapproved=said.unapproved, unknown=said.unknown, on_failure=said.on_failure)
+    if not agent.media.require_approval:
+        yield _found("error", "mode", "enforce_no_approval")
+    if said.directories == "refuse" and not (agent.staging.watch and agent.staging.hold):
+        yield _found("blind", "mode", "enforce_directories")
+    if usbports.usbguard_runs():
+        yield _found("blind", "mode", "enforce_usbguard")
+
+
 def _limits(agent: Agent) -> Iterator[Result]:
-    if agent.mode != "observe":
-        yield _found("blind", "mode", "mode", mode=agent.mode)
     if not agent.limit:
         yield _found("blind", "limit", "limit_none")

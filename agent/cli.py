@@ -98,7 +98,7 @@ def _media(args: argparse.Namespace) -> int:
     elif not media:
         print(words.say(_language(), "no_media"))
     else:
-        print("\n".join(checkup.media_table(media, _language())))
+        print("\n".join((*checkup.media_table(media, _language()), *checkup.media_stories(media, _language()))))
     return DONE
 
 
@@ -122,6 +122,39 @@ def _events(args: argparse.Namespace) -> int:
             time.sleep(0.25)
     except SpoolError as error:
         fail(str(error), BAD)
+
+
+def _access(args: argparse.Namespace) -> int:
+    import time
+
+    from msgspec import structs
+
+    from agent import words
+    from agent.contract import columns, show
+    from agent.sense import SensorError
+    from agent.sense.rights import look
+
+    lang, code, rows = _language(), DONE, list[list[str]]()
+    for each in _config(args).agent.protect:
+        try:
+            account = look(os.path.realpath(each.path), time.time_ns() // 1_000_000)
+        except SensorError as error:
+            print(f"sekisho-agent: {error}", file=sys.stderr)
+            code = BAD
+            continue
+        if args.output == "json":
+            grants = [structs.asdict(grant) for grant in account.grants]
+            print(json.dumps({"label": each.label, **structs.asdict(account), "grants": grants}, ensure_ascii=False))
+        label = each.label or each.path
+        for grant in account.grants:
+            whom, files = show.grantee(grant.who, grant.people, lang), str(grant.files) if grant.files else ""
+            rows.append([show.harmless(label), words.say(lang, f"may.{grant.may}"), whom, files])
+        if not account.grants:
+            rows.append([show.harmless(label), "", words.say(lang, "access_none"), ""])
+    if args.output != "json" and rows:
+        heads = [words.say(lang, f"col.{name}") for name in ("protected", "may", "who", "files")]
+        print(columns.table(rows, heads))
+    return code
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -211,6 +244,70 @@ def _replay(args: argparse.Namespace) -> int:
     except OSError as error:
         fail(f"{args.facts}: can't be read ({error.strerror})")
     return DONE
+
+
+def _enforce(args: argparse.Namespace) -> int:
+    import time
+
+    from agent import config, dryrun
+    from agent.core import facts
+    from agent.spoolfile import SpoolError, read_events
+
+    site = _config(args)
+    try:
+        since_ms = 0 if args.since == "all" else time.time_ns() // 1_000_000 - int(config.parse_seconds(args.since) * 1000)
+        if args.facts:
+            with Path(args.facts).open("rb") as recorded:
+                events = dryrun.replayed(site, recorded)
+        else:
+            events = [data for _, data in read_events(site.agent.state_dir)]
+    except ValueError as error:
+        fail(f"--since {error}, or all")
+    except facts.BadFact as error:
+        fail(f"{args.facts}: {error}; facts are recorded by `sekisho-agent run --record FILE`")
+    except OSError as error:
+        fail(f"{args.facts}: can't be read ({error.strerror})")
+    except SpoolError as error:
+        fail(str(error), BAD)
+    found = dryrun.judge(site.agent, events, since_ms)
+    if args.output == "json":
+        for row in found:
+            print(json.dumps(row.as_dict(), ensure_ascii=False))
+    else:
+        print("\n".join(dryrun.table(found, _language(), args.since)))
+    return DONE
+
+
+def _unlock(args: argparse.Namespace) -> int:
+    import secrets
+    import time
+
+    from agent import checkup, identity, unlocking, words
+
+    state_dir = _config(args).agent.state_dir
+    try:
+        checkup.ask(state_dir)
+        said = unlocking.ask(state_dir, args.code, secrets.token_hex(8))
+    except checkup.NotRunning as error:
+        fail(str(error), NOT_RUNNING)
+    except identity.IdentityError as error:
+        fail(str(error), BAD)
+    lang = _language()
+    if said is None:
+        fail(words.say(lang, "unlock.no_answer"), NOT_RUNNING)
+    if args.output == "json":
+        from msgspec import structs
+
+        answer = structs.asdict(said)
+        del answer["mark"]
+        print(json.dumps({"unlocked": not said.why, **answer}, ensure_ascii=False))
+    elif said.why:
+        fail(words.say(lang, f"unlock.{said.why}", group=said.group), BAD)
+    else:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(said.until_ms / 1000))
+        key = "unlock.read_only" if said.read_only else "unlock.done"
+        print(words.say(lang, key, key=said.key, until=until))
+    return BAD if said.why else DONE
 
 
 def _sim(args: argparse.Namespace) -> int:
@@ -307,6 +404,7 @@ def parser() -> argparse.ArgumentParser:
     command("check", _check, "read configuration and machine; say what will be seen and what not")
     command("status", _status, "sensors, coverage, queue, spool, last receipt, memory")
     command("media", _media, "media present now, each with its decision and why")
+    command("access", _access, "who may read and write in the protected directories, and by which entry")
     events = command("events", _events, "what this machine recorded")
     events.add_argument("-f", "--follow", action="store_true", help="go on with what comes")
     events.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last N (default: all; 10 with -f)")
@@ -318,6 +416,12 @@ def parser() -> argparse.ArgumentParser:
     enroll.add_argument("--ca-file", default="", metavar="FILE", help="the authority that signed the collector's certificate")
     replay = command("replay", _replay, "run recorded facts through the pure core; print the events")
     replay.add_argument("facts", metavar="FACTS", help="a file of facts, or - for stdin")
+    enforce = command("enforce", _enforce, "what mode enforce would have stopped; needs --dry-run")
+    enforce.add_argument("--dry-run", action="store_true", required=True, help="look back only; nothing is stopped by this")
+    enforce.add_argument("--since", default="7d", metavar="TIME", help="how far back: 24h, 7d, all (default: 7d)")
+    enforce.add_argument("--facts", metavar="FILE", help="judge recorded facts instead of this machine's own records")
+    unlock = command("unlock", _unlock, "use a medium for some hours by a break-glass code, without network")
+    unlock.add_argument("code", metavar="CODE", help="as read out by whoever runs the collector")
     sim = command("sim", _sim, "simulated media", form=False)
     sim.add_argument("--dir", metavar="DIR", help="the directory (default: agent.media.simulated_dir)")
     acts = sim.add_subparsers(dest="act", required=True, metavar="plug|unplug|list")

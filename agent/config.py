@@ -58,6 +58,7 @@ class Media(Struct, kw_only=True):
     simulated_dir: str = ""
     require_approval: bool = True
     record_names: bool = False
+    first_use: bool = True
 
 
 class Limit(Struct, kw_only=True):
@@ -93,6 +94,31 @@ class Staging(Struct, kw_only=True):
     keep: Seconds = Seconds(90 * 86400.0)
 
 
+class Access(Struct, kw_only=True):
+    """`[agent.access]`: how often it is looked up who may read the protected directories, besides after changes; 0: never."""
+
+    every: Seconds = Seconds(86400.0)
+
+
+class Warn(Struct, kw_only=True):
+    """`[agent.warn]`: what the modes "warn" and "enforce" add to what they tell the person at the machine."""
+
+    contact: str = ""
+    approval_url: str = ""
+
+
+class Enforce(Struct, kw_only=True):
+    """`[agent.enforce]`: what mode "enforce" does, and what it leaves behind when it fails or is stopped."""
+
+    unapproved: typing.Literal["read_only", "refuse", "allow"] = "read_only"
+    unknown: typing.Literal["allow", "read_only", "refuse"] = "allow"
+    phones: typing.Literal["refuse", "allow"] = "refuse"
+    keyboards: typing.Literal["allow", "refuse"] = "allow"
+    network_adapters: typing.Literal["allow", "refuse"] = "allow"
+    directories: typing.Literal["refuse", "allow"] = "refuse"
+    on_failure: typing.Literal["open", "closed"] = "open"
+
+
 def default_limits() -> list[Limit]:
     """The limits in force when the file names none: a burst in minutes, a drip over a month."""
     return [
@@ -114,6 +140,9 @@ class Agent(Struct, kw_only=True):
     limit: list[Limit] = field(default_factory=default_limits)
     spool: Spool = field(default_factory=Spool)
     staging: Staging = field(default_factory=Staging)
+    warn: Warn = field(default_factory=Warn)
+    enforce: Enforce = field(default_factory=Enforce)
+    access: Access = field(default_factory=Access)
 
 
 class Witness(Struct, kw_only=True):
@@ -133,7 +162,10 @@ class Cosign(Struct, kw_only=True):
 
 
 class Collector(Struct, kw_only=True):
-    """`[collector]`. An empty `key_file` means `signing.key` in `state_dir`; a `retention` of 0: events are kept for ever."""
+    """`[collector]`. An empty `key_file` means `signing.key` in `state_dir`; a `retention` of 0: events are kept for ever.
+
+    `expiring`: how long before its end an approval of a medium is said to end soon.
+    """
 
     listen: str = "127.0.0.1:8443"
     state_dir: str = "/var/lib/sekisho-collector"
@@ -144,6 +176,7 @@ class Collector(Struct, kw_only=True):
     silent_after: Seconds = Seconds(300.0)
     key_file: str = ""
     retention: Seconds = Seconds(0.0)
+    expiring: Seconds = Seconds(7 * 86400.0)
     witness_every: Seconds = Seconds(3600.0)
     smtp: str = ""
     mail_from: str = ""
@@ -298,6 +331,10 @@ def _check(config: Config, reader: _Reader) -> None:
         raise reader.fail(("agent", "media", "simulated_dir"), f'"{agent.media.simulated_dir}" must be an absolute path')
     if agent.collector.heartbeat < 1:
         raise reader.fail(("agent", "collector", "heartbeat"), '"heartbeat" must be at least "1s"')
+    if agent.warn.approval_url and not re.match(r"(https?://|mailto:)\S+$", agent.warn.approval_url):
+        raise reader.fail(
+            ("agent", "warn", "approval_url"), f'"{agent.warn.approval_url}" must begin with https://, http:// or mailto:'
+        )
     if agent.staging.keep < 60:
         raise reader.fail(("agent", "staging", "keep"), '"keep" must be at least "1m"')
     if agent.spool.max_bytes < 1 << 20:

@@ -24,23 +24,28 @@ from agent.contract.form import AnyEvent
 from agent.core import facts
 from agent.core.facts import Fact
 from agent.core.pipeline import Core, CoreConfig, ProtectedDir, WindowLimit
+from agent.enforcing import STIRRING, Enforcing, policy_of
 from agent.factlog import FactLog, NotPrivate
 from agent.guard import Guard
+from agent.notify import Notifier
 from agent.recorder import Recorder
 from agent.sender import Sender
 from agent.sense import sizes
 from agent.senses import ATTENTIVE_STEP_MS, Senses
 from agent.spool import Spool, SpoolError
+from agent.unlocking import Desk
 
 _TICK_MS = 1_000
 _SETTLES_MS = 1_000
 _SUMMARY_EVERY_MS = 3_600_000
 _STOP_WITHIN_S = 5.0
+_UNDO_WITHIN_S = 2.0
 _HAND_ON = 500
 """Events made within one turn before they are handed on: a storm must not pile them up."""
 _ENOUGH_WAITING = 1_000
 """Events not durable yet (the backlog packs none so far), above which the recorder is waited for; PATIENCE steps at most."""
-_GIVE_BACK_EVERY_MS = 60_000
+_GIVE_BACK_EVERY_MS, _CALM_MS = 60_000, 5_000
+"""What a storm needed goes back to the system once it has passed; what little is needed all the time, now and then."""
 _LET_WRITE_S = 0.01
 _PATIENCE = 100
 
@@ -67,10 +72,12 @@ def core_config(site: config.Config, agent: str) -> CoreConfig:
         ],
         require_approval=site.agent.media.require_approval,
         record_names=site.agent.media.record_names,
+        first_use=site.agent.media.first_use,
         device_type=service.chassis(),
         ways_off=frozenset(way for way in ("network", "print", "bluetooth") if getattr(site.agent.ways, way) == "off"),
         ways_severity=next(number for number, word in SEVERITIES.items() if word == site.agent.ways.severity),
         keep_copies_ms=int(site.agent.staging.keep * 1000),
+        enforce=policy_of(site.agent),
     )
 
 
@@ -87,9 +94,10 @@ class Daemon:
         self._told_coverage: dict[str, facts.Coverage] = {}
         self._listener: socket.socket | None = None
         self._made: list[AnyEvent] = []
+        self._notifier: Notifier | None = None
         self._config_error = ""
         self._disproving = False
-        self._last_tick = self._last_summary = self._gave_back_ms = 0
+        self._last_tick = self._last_summary = self._gave_back_ms = self._done = self._busy_ms = 0
         try:
             if record:
                 self._factlog = FactLog(record)
@@ -112,6 +120,7 @@ class Daemon:
         self._sender = Sender(self._identity, agent, self._spool, self._tell)
         self._recorder = Recorder(self._spool, self._tell, self._sender.wake)
         self._guard = Guard(agent.state_dir, self._spool.check_alive, self._durable_ms)
+        self._desk = Desk(agent.state_dir, self._identity)
 
     # -- run -----------------------------------------------------------------------------------------------------------
 
@@ -133,8 +142,11 @@ class Daemon:
             now_ms,
             agent.staging,
             [agent.state_dir],
+            float(agent.access.every),
         )
+        self._enforcing = Enforcing(agent, self._senses, self._core.stops, self._tell)
         self._senses.also_poll(self._wake)
+        self._give_voice()
         self._open_door()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
@@ -157,6 +169,19 @@ class Daemon:
         if not self._end(talkers):
             code = 1
         return code
+
+    def _give_voice(self) -> None:
+        """Who is to be told at the machine, by the mode: nobody if it only observes."""
+        agent = self._site.agent
+        if agent.mode == "observe":
+            if self._notifier is not None:
+                self._notifier.close()
+            self._notifier = None
+            return
+        if self._notifier is None:
+            name = agent.name or socket.gethostname()
+            self._notifier = Notifier(agent.warn.contact, agent.warn.approval_url, agent.collector.url, name)
+        self._notifier.contact, self._notifier.approval_url = agent.warn.contact, agent.warn.approval_url
 
     def _open_door(self) -> None:
         """Answer `status`; again if somebody removed the socket with the state directory."""
@@ -181,9 +206,11 @@ class Daemon:
                 previous=self._spool.previous,
             )
         )
-        if self._spool.previous or self._spool.last_code():
-            self._take_all(self._guard.former_run(clean, now_ms))
+        known = bool(self._spool.previous or self._spool.last_code())
         self._senses.begin(now_ms)
+        if known:  # not before all sensors watch: until then nobody saw what was done
+            self._take_all(self._guard.former_run(clean, _now_ms()))
+        self._enforcing.step(now_ms)
         self._follow_copies(now_ms)
         self._tell_coverage(now_ms)
         self._guard.touch()
@@ -208,22 +235,36 @@ class Daemon:
             self._tick(now_ms)
         elif self._core.due_ms is not None and now_ms >= self._core.due_ms:
             self._take(facts.Tick(at_ms=now_ms))
+        self._enforcing.step(now_ms)
         self._hand_on(now_ms)
 
     def _tick(self, now_ms: int) -> None:
         self._last_tick = now_ms
         self._open_door()
+        self._senses.stir(self._core.stirred())
         self._senses.tick(now_ms)
         self._follow_copies(now_ms)
         self._tell_coverage(now_ms)
         self._take(facts.Tick(at_ms=now_ms))
+        self._desk.look(now_ms, self._core.keys_present, self._core.known_ms, self._core.unlocks_used, self._unlock)
         if now_ms - self._last_summary >= _SUMMARY_EVERY_MS or now_ms < self._last_summary:
             self._last_summary = now_ms
             self._take(facts.Summary(at_ms=now_ms, detail=self._summary()))
+        if self._notifier is not None:
+            self._notifier.step(now_ms)
         if self._reloading:
             self._reload(now_ms)
-        if not 0 <= now_ms - self._gave_back_ms < _GIVE_BACK_EVERY_MS:
+        self._give_back(now_ms)
+
+    def _give_back(self, now_ms: int) -> None:
+        """Return memory that is not in use: a few seconds after the last event was recorded or delivered, and once a minute."""
+        done = self._recorder.recorded + self._spool.acknowledged
+        if done != self._done:
+            self._done, self._busy_ms = done, now_ms
+        calm = self._busy_ms > self._gave_back_ms and now_ms - self._busy_ms >= _CALM_MS
+        if calm or not 0 <= now_ms - self._gave_back_ms < _GIVE_BACK_EVERY_MS:
             self._gave_back_ms = now_ms
+            self._spool.give_back()
             service.give_back()
 
     # -- from one room to the next -------------------------------------------------------------------------------------
@@ -232,10 +273,14 @@ class Daemon:
         if self._factlog is not None:
             self._factlog.write(fact)
         self._made += self._core.feed(fact)
+        if type(fact) in STIRRING:
+            self._enforcing.stir(type(fact))
         if self._core.wanted:
             self._take_all(sizes.look(self._core.ask(), fact.at_ms))
         if self._core.unlike:
             self._take_all(self._senses.compare(self._core.compare(), fact.at_ms))
+        if self._core.untraced:
+            self._take_all(self._senses.trace(self._core.trace(), fact.at_ms))
         if self._core.doubtful and not self._disproving:
             self._disproving = True
             while self._core.doubtful:  # each answer may lead to the next question
@@ -251,11 +296,23 @@ class Daemon:
         state = self._core.state() if with_state and self._core.state_changed else None
         if self._made or state is not None:
             made, self._made = self._made, []
+            if self._notifier is not None:
+                for event in made:
+                    self._notifier.take(event)
             self._recorder.put(made, state, now_ms)
         patience = _PATIENCE if with_state else 0  # once a turn, or nobody would look at anything else
         while self._recorder.waiting > _ENOUGH_WAITING and not self._recorder.last_error and patience > 0:
             time.sleep(_LET_WRITE_S)  # file facts stay in the kernel's queue meanwhile: there one takes 100 bytes
             patience -= 1
+
+    def _unlock(self, fact: facts.Unlocked) -> bool:
+        """Take a break-glass code; True once it is durable, so that no crash lets it be taken twice."""
+        self._take(fact)
+        self._hand_on(fact.at_ms)
+        deadline = time.monotonic() + _STOP_WITHIN_S
+        while self._recorder.waiting and time.monotonic() < deadline:
+            time.sleep(_LET_WRITE_S)
+        return not self._recorder.waiting
 
     def _take_all(self, many: Iterable[Fact]) -> None:
         for fact in many:
@@ -281,9 +338,7 @@ class Daemon:
 
     def _coverage(self, now_ms: int) -> Iterator[facts.Coverage]:
         yield from self._senses.coverage(now_ms)
-        blind = ["mode_not_enforced"] if self._site.agent.mode != "observe" else []
-        why = f"mode {self._site.agent.mode} acts as observe in this version" if blind else ""
-        yield facts.Coverage(at_ms=now_ms, sensor="mode", ok=not blind, blind=blind, why=why)
+        yield from self._enforcing.coverage(now_ms)
         blind = ["config_refused"] if self._config_error else []
         yield facts.Coverage(at_ms=now_ms, sensor="config", ok=not blind, blind=blind, why=self._config_error)
 
@@ -325,6 +380,7 @@ class Daemon:
                 for each in coverage
             ],
             "media": self._core.media_now(now_ms),
+            "notices": self._notifier.status() if self._notifier is not None else None,
             "queue": {"waiting": self._recorder.waiting, "error": self._recorder.last_error},
             "spool": self._spool.stats(),
             "collector": sending,
@@ -338,6 +394,7 @@ class Daemon:
             "sensors": {each.sensor: each.ok for each in self._told_coverage.values()},
             "waiting": self._recorder.waiting,
             "counts": self._core.counts(),
+            **({"notices": self._notifier.status()} if self._notifier is not None else {}),
             "memory_kib": service.pss_kib(self._senses.pids),
             "cpu_ms": int((usage.ru_utime + usage.ru_stime) * 1000),
         }
@@ -362,6 +419,8 @@ class Daemon:
         site.agent.state_dir, site.agent.collector = self._site.agent.state_dir, self._site.agent.collector
         self._site = site
         self._core.reconfigure(core_config(site, self._identity.agent))
+        self._enforcing.reload(site.agent)
+        self._give_voice()
         self._senses.protect = [each.path for each in site.agent.protect]
         self._senses.look_for_trees(now_ms)
         self._take(facts.Config(at_ms=now_ms, config_digest=site.digest, mode=site.agent.mode))
@@ -371,6 +430,9 @@ class Daemon:
         """Take what the kernel still has to tell, record it, and say that we stop. False if it could not be recorded."""
         now_ms = _now_ms()
         self._senses.last(now_ms)
+        self._enforcing.close(_UNDO_WITHIN_S)
+        while self._inbox:
+            self._take(self._inbox.popleft())
         self._take(facts.Stopping(at_ms=_now_ms()))
         self._hand_on(now_ms)
         recorded = self._recorder.close(_STOP_WITHIN_S)
@@ -379,6 +441,8 @@ class Daemon:
         for talker in talkers:
             talker.join(_STOP_WITHIN_S)
         self._senses.close()
+        if self._notifier is not None:
+            self._notifier.close()
         if self._listener is not None:
             self._listener.close()
         Path(self._site.agent.state_dir, "agent.sock").unlink(missing_ok=True)

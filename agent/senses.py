@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from agent import config
+from agent.contract.event import path_bytes, path_text
 from agent.core import facts
 from agent.core.doubts import Doubt
 from agent.core.facts import Fact
+from agent.core.inbound import MOST_ASKED as MOST_TRACED
+from agent.core.inbound import Trace
 from agent.core.pipeline import MountWatch
 from agent.core.staging import MOST_ASKED, Ask
 from agent.guard import Guard
-from agent.sense import Sensor, SensorError, disproof, standing
+from agent.sense import Sensor, SensorError, autorun, disproof, rawread, standing
 from agent.sense.allowance import Allowance
 from agent.sense.arming import READ_MS as ARMED_MS
 from agent.sense.arming import Arming
@@ -29,7 +32,10 @@ from agent.sense.fanotify import Fanotify
 from agent.sense.holder import Holder
 from agent.sense.mounts import Mounts
 from agent.sense.nodes import Nodes
+from agent.sense.origins import Origins
 from agent.sense.processes import Processes
+from agent.sense.refusing import Refusing, Rule
+from agent.sense.rights import RightsWatch
 from agent.sense.sessions import Sessions
 from agent.sense.shares import Shares
 from agent.sense.simulated import Simulated
@@ -62,6 +68,7 @@ class Senses:
         now_ms: int,
         staging: config.Staging | None = None,
         own: Iterable[str] = (),
+        rights_every_s: float = 0.0,
     ) -> None:
         self.protect = protect
         self._staging, self._own = staging, [os.path.realpath(each) for each in own]
@@ -72,12 +79,18 @@ class Senses:
         self._mounting: dict[int, int] = {}
         self._seen_trees: set[str] = set()
         self._asked: deque[Ask] = deque(maxlen=MOST_ASKED)
+        self._traces: deque[Trace] = deque(maxlen=MOST_TRACED)
+        self._origins = Origins()
         self._allowance = Allowance()
+        self._doubting = Allowance(saved_s=1.0)  # of its own: a join that nobody doubts for want of time is a false one
+        self._guessing = Allowance(share=0.05, saved_s=0.2)  # of its own: what is joined already comes first
         self._told_process: dict[int, facts.Process] = {}
+        self._refused: list[facts.Refused] = []
         self._new_pids = self._stirred = False
         self._last_trees = self._mounts_at = self._ticks = 0
         self.read_until_ms = now_ms
         self._no_udev = ""
+        self._rights = RightsWatch(rights_every_s)
         self._sensors: dict[str, Sensor] = {}
         self._open(simulated_dir, now_ms)
 
@@ -110,10 +123,11 @@ class Senses:
         if isinstance(self._files, Fanotify) and self._staging is not None and self._staging.watch:
             holder = self._holder if self._staging.hold else None
             self.arming = Arming(self._files.marks, self._files.paths, holder, self._processes.parent, self._own)
+        self._udev: Any = None
         try:
             from agent.sense.udev import Udev
 
-            self._sensors["udev"] = Udev()
+            self._udev = self._sensors["udev"] = Udev()
         except (ImportError, OSError) as error:
             self._no_udev = f"udev can't be asked: {error}"
         self._simulated: Simulated | None = None
@@ -124,6 +138,7 @@ class Senses:
         if self._holder is not None:
             self._sockets = self._sensors["sockets"] = Sockets(now_ms)
         self._sensors["sessions"] = Sessions()
+        self._sensors["rights"] = self._rights
         self._sensors["guard"] = self._guard
         self._sensors["files"] = self._files
         for name, sensor in self._sensors.items():
@@ -134,12 +149,24 @@ class Senses:
     @property
     def pids(self) -> list[int]:
         """The processes that sense: this one, and the one that holds if it is there."""
-        return [os.getpid(), *([self._holder.pid] if self._holder is not None and self._holder.pid else [])]
+        holder = self._holder
+        return [os.getpid(), *([holder.pid, *holder.refusers] if holder is not None and holder.pid else [])]
 
     @property
     def attentive(self) -> bool:
         """Whether somebody was held just now and may become another program: then do not sleep for long."""
         return bool(self._held or self._mounting)
+
+    def may_refuse(self, closed: bool) -> None:
+        """Opens can be refused from now on, by `refuse`; `closed`: also while nobody is there to judge them."""
+        if self._holder is not None:
+            self._holder.may_refuse(Refusing(closed))
+
+    def refuse(self, rules: dict[bytes, Rule]) -> dict[bytes, str]:
+        """Refuse opens by these rules and no others; those that can't be set, and why."""
+        if self._holder is None:
+            return dict.fromkeys(rules, "no permission events")
+        return self._holder.refuse(rules)
 
     def also_poll(self, fd: int) -> None:
         """Wake for this descriptor, too."""
@@ -175,6 +202,8 @@ class Senses:
         self._look_elsewhere(ready, now_ms)
         if self._asked:
             self._take_all(self.compare([], now_ms))
+        if self._traces:
+            self._take_all(self.trace([], now_ms))
         if gone:
             self._take_files(now_ms)  # also what came since we were woken: it was done before its medium went
         elif self._files.fileno() in ready:
@@ -183,6 +212,8 @@ class Senses:
             self._take_files(now_ms)
         if not self._files.behind:
             self.read_until_ms = now_ms
+        if any(isinstance(fact, facts.Unplugged) for fact in gone):
+            self._take_holders(now_ms)  # what went to it until it was pulled, while it is still known
         self._take_devices(gone)
         if gone:
             self._follow_media(now_ms)
@@ -193,6 +224,8 @@ class Senses:
             self._look_at_folders()
         self._read_processes(now_ms)
         self._look_again(now_ms)
+        if self._refused:
+            self._take_refused(now_ms)
         if self._sockets is not None and self._sockets.due_ms(now_ms) <= _now_ms():
             self._take_ways(now_ms)
 
@@ -200,12 +233,16 @@ class Senses:
         """What must be asked by the clock, once a second."""
         self._take_all(self._guard.drain(now_ms))
         self._take_all(self._sensors["sessions"].drain(now_ms))
+        if self._udev is not None:
+            self._take_all(self._udev.count(now_ms))
         if self._simulated:
             told = list(self._simulated.drain(now_ms))
             if any(isinstance(fact, _GONE) for fact in told):
                 self._take_files(now_ms)
             self._take_all(told)
             self._look_at_folders()
+        self._rights.protect(path_text(os.fsencode(path)) for path, there in self.watching.trees.items() if there)
+        self._take_all(self._rights.drain(now_ms))
         self._take_all(self._files.grown(now_ms))
         self._take_ways(now_ms)
         self._take_holders(now_ms)
@@ -220,8 +257,13 @@ class Senses:
             self.look_for_trees(now_ms)
         self._take_standing(now_ms)
         self._take_all(self._mounts.elsewhere(now_ms))
+        self._take_all(self._mounts.served_afar(now_ms))
         self._follow_media(now_ms)
         self._arm(now_ms)
+
+    def stir(self, directories: Iterable[str]) -> None:
+        """Rights were changed in these protected directories: who may read them is worth a look soon."""
+        self._rights.stir(directories)
 
     def last(self, now_ms: int) -> None:
         """What the kernel still has to tell, at the end."""
@@ -258,13 +300,23 @@ class Senses:
                 answers = list(self.arming.look([question], now_ms))
             yield from answers
 
+    def trace(self, asked: list[Trace], now_ms: int) -> Iterator[Fact]:
+        """Look at files that may have come from media; for what there is no time now, in a later turn."""
+        self._traces.extend(asked)
+        while self._traces and self.arming is not None and self._allowance.left:
+            question = self._traces.popleft()
+            with self._allowance.spending():
+                answer = self._origins.look(question, self.arming.where, now_ms)
+            yield answer
+
     def disprove(self, doubtful: list[Doubt], now_ms: int) -> Iterator[Fact]:
         """Look at files on media that may hold what their writers read; where there is no time, that is not known."""
         for doubt in doubtful:
-            if not self._allowance.left:
+            allowance = self._guessing if doubt.only else self._doubting
+            if not allowance.left:
                 yield facts.Compared(at_ms=now_ms, key=doubt.key, path=doubt.path, size=doubt.size, alike="unknown")
                 continue
-            with self._allowance.spending():
+            with allowance.spending():
                 answers = list(disproof.look([doubt], now_ms))
             yield from answers
 
@@ -299,6 +351,8 @@ class Senses:
                 self._usbfs.learn(fact)
             if self._nodes is not None and isinstance(fact, facts.Plugged):
                 self._nodes.watch(fact.device.nodes)
+            if isinstance(fact, facts.Mounted) and fact.dev[:2] not in ("", "0:") and not fact.fs.startswith("fuse"):
+                fact.autorun = autorun.look(os.fsdecode(path_bytes(fact.reach or fact.mount)))
             self._take(fact)
 
     def _look_elsewhere(self, ready: set[int], now_ms: int) -> None:
@@ -352,11 +406,24 @@ class Senses:
                 self._told_process.pop(fact.pid, None)
             self._take(fact)
         self._held_first(now_ms)
+        if self._processes.programs.executed:
+            self._take_executed(now_ms)
+
+    def _take_executed(self, now_ms: int) -> None:
+        """What was run from media."""
+        programs = self._processes.programs
+        executed, programs.executed = programs.executed, []
+        for pid, key, path in executed:
+            self._on_pid(pid)
+            self._take(facts.Executed(at_ms=now_ms, pid=pid, key=key, path=path_text(path)))
 
     def _held_first(self, now_ms: int) -> None:
         if self._holder is None:
             return
         for fact in self._holder.drain(now_ms):
+            if isinstance(fact, facts.Refused):
+                self._refused.append(fact)  # told after what its opener read
+                continue
             if isinstance(fact, facts.ProcSeen):
                 at_ns = self._holder.looked_ns.get(fact.process.pid, 0)
                 fact.process = self._processes.learn(fact.process, now_ms, at_ns)
@@ -386,10 +453,16 @@ class Senses:
         """What happened to files; who read one may have a way out open, or write elsewhere."""
         take, readers, arming = self._take, set(), self.arming
         written = arming.take() if arming is not None else []
+        fetchers = set[int]()
+        raw = self._nodes.readers if self._nodes is not None else None
         for fact in self._files.drain(now_ms, self._on_pid):
+            if raw and type(fact) is facts.Closed and fact.pid in raw:
+                self._take_all(rawread.read_for(fact, self.protect))
             take(fact)
             if type(fact) is facts.Opened:
                 readers.add(fact.pid)
+            elif type(fact) is facts.MediumRead:
+                fetchers.add(fact.pid)
         if self._shares is not None:  # after the files that were read for it
             self._take_all(self._shares.drain(now_ms, self._on_pid))
         if self._sockets is not None:
@@ -397,12 +470,18 @@ class Senses:
                 process = self._told_process.get(pid)
                 self._sockets.reading(pid, process.ppid if process is not None else 0, now_ms)
         if arming is not None:
-            if readers or written:
+            if readers or fetchers or written:
                 self._processes.catch_up(now_ms)
-            for pid in readers:
+            for pid in readers | fetchers:
                 arming.read(pid, now_ms)
             if written:  # taken before what was opened by then was read, told after it
                 self._take_all(arming.facts(written, now_ms, self._on_pid))
+
+    def _take_refused(self, now_ms: int) -> None:
+        """Who was refused, after all that they read until then; a small process that died is replaced at once."""
+        self._take_files(now_ms)
+        refused, self._refused = self._refused, []
+        self._take_all(refused)
 
     def _take_ways(self, now_ms: int) -> None:
         """Ways out that are no mounts."""
@@ -434,6 +513,8 @@ class Senses:
         """Watch the protected directories that are there now."""
         self._last_trees = now_ms
         self.watching.protect([*self.protect, *self._mounts.views([os.path.realpath(path) for path in self.protect])])
+        if self._nodes is not None:
+            self._nodes.watch_below(rawread.devices(self.protect))
 
     def _look_at_folders(self) -> None:
         if self._simulated is not None:
@@ -455,7 +536,9 @@ class Senses:
         """Which program a process became is told while it can matter: a medium is there, or somebody reads protected files."""
         wanted = bool(self.watching.media) or (self.arming is not None and self.arming.armed)
         if wanted or self._processes.programs.armed:
-            self._processes.programs.arm(self._mounts.local(self.watching.media, read_only=True) if wanted else [])
+            systems = [*self._mounts.local(self.watching.media, read_only=True), *self.watching.alone]
+            self._processes.programs.arm(systems if wanted else [])
+            self._processes.programs.media = tuple(os.fsencode(mount).rstrip(b"/") + b"/" for mount in self.watching.media)
 
     def _wake_on_exec(self, wanted: bool) -> None:
         """While a medium is there whose openers can't be held (a folder plays it), programs are looked at when they start."""

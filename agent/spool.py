@@ -305,6 +305,11 @@ class Spool(SpoolHome):
         """The newest seq that a receipt covers."""
         return self._acked
 
+    def give_back(self) -> None:
+        """Let go of pages of the file that are in memory. Never raises: what is wrong with the file is told by who needs it."""
+        with contextlib.suppress(SpoolError), self._lock, self._speaking():
+            self._open_db().execute("PRAGMA shrink_memory").fetchall()
+
     def size(self) -> int:
         """Bytes in use in the file."""
         with self._lock, self._speaking():

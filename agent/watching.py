@@ -32,8 +32,8 @@ class FileSensor(Protocol):
     def watch_tree(self, path: str) -> None:
         """Watch a protected directory. Raises SensorError."""
 
-    def watch_medium(self, mount: str, alone: bool) -> None:
-        """Watch a medium. Raises SensorError."""
+    def watch_medium(self, mount: str, alone: bool, reads: bool = False) -> None:
+        """Watch what is written on a medium, and (`reads`) what is opened there. Raises SensorError."""
 
     def unwatch(self, mount: str) -> None:
         """Give either up."""
@@ -47,6 +47,7 @@ class Watching:
         self.trees: dict[str, bool] = {}
         self._media: dict[tuple[int, int], str] = {}
         self._held: set[str] = set()
+        self._alone: set[str] = set()
         self._failed: dict[str, str] = {}
         self._identity: dict[str, tuple[int, int]] = {}
         self._replaced: dict[str, float] = {}
@@ -55,6 +56,11 @@ class Watching:
     def media(self) -> list[str]:
         """Mounts of media that are watched."""
         return sorted(set(self._media.values()))
+
+    @property
+    def alone(self) -> list[bytes]:
+        """Mounts of media with a file system of their own, served by the kernel: what is opened and run there is told."""
+        return [os.fsencode(mount) for mount in self.media if mount in self._alone]
 
     @property
     def all_held(self) -> bool:
@@ -105,6 +111,7 @@ class Watching:
                 if self._shares is None or not self._shares.unwatch(mount):
                     self._files.unwatch(mount)
                 self._held.discard(mount)
+                self._alone.discard(mount)
                 if self._holder is not None:
                     self._holder.unwatch(mount)
         self._failed = {mount: why for mount, why in self._failed.items() if mount in wanted.values()}
@@ -112,13 +119,13 @@ class Watching:
             if key in self._media:
                 continue
             owner = fusemount.owner_at(os.fsencode(mount))
-            if owner is not None and (owner[0] or key in unheld) and self._shares is not None:
-                self._shares.watch(mount, owner)  # its server may never answer: it is not asked from here
+            if (key in unheld or (owner is not None and owner[0])) and self._shares is not None:
+                self._shares.watch(mount, owner or (0, 0))  # its server may never answer: it is not asked from here
                 self._media[key] = mount
                 self._held.add(mount)  # nobody can be held there, and it is not worth a wake at each exec on the machine
                 continue
             try:
-                self._mark(mount, key not in unheld)
+                self._mark(mount, key not in unheld, owner is None and key not in unheld)
             except (SensorError, OSError) as error:
                 self._failed[mount] = str(error)
                 continue
@@ -140,19 +147,21 @@ class Watching:
         why = "; ".join(self._failed.values())
         yield Coverage(at_ms=now_ms, sensor="media", ok=not self._failed, blind=blind, why=why)
 
-    def _mark(self, mount: str, hold: bool = True) -> None:
+    def _mark(self, mount: str, hold: bool = True, reads: bool = True) -> None:
         """A file system of its own gets one mark and holding; a folder, or what shares its file system, marks on its tree."""
         elsewhere = mount.startswith("/proc/")  # reached through a process of another mount namespace
         if elsewhere or self._mounts.mount_at(path_text(os.fsencode(mount))) is not None:
             try:
-                self._files.watch_medium(mount, True)
+                self._files.watch_medium(mount, True, reads)
             except SensorError:
-                self._files.watch_medium(mount, False)
+                self._files.watch_medium(mount, False, reads)
             else:
                 if self._holder is not None and hold:
                     self._holder.watch(mount)
                 self._held.add(mount)  # a share too: it is not worth a wake at each exec on the machine
+                if reads:
+                    self._alone.add(mount)
             return
-        self._files.watch_medium(mount, False)
+        self._files.watch_medium(mount, False, reads)
         if self._holder is not None and self._holder.holds(os.path.realpath(mount)):
             self._held.add(mount)

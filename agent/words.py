@@ -7,6 +7,7 @@ its words in `contract/words.py`, as both say it.
 
 from typing import Any
 
+from agent.contract.unlock import SENTENCES
 from agent.contract.words import BLIND, Language
 
 __all__ = ["WORDS", "Language", "say"]
@@ -19,12 +20,50 @@ WORDS: dict[str, tuple[str, str]] = {
     "healthy": ("healthy", "正常"),
     "degraded": ("degraded", "機能低下"),
     "no_media": ("no medium is plugged in", "接続されている媒体はありません"),
+    "access_none": ("nobody but root", "root のみ"),
+    "may.read": ("read", "閲覧"),
+    "may.write": ("write", "変更"),
+    "may.all": ("all, as root", "すべて (root)"),
+    "col.protected": ("PROTECTED", "保護対象"),
+    "col.may": ("MAY", "権限"),
+    "col.who": ("WHO", "対象者"),
+    "col.files": ("FILES", "件数"),
+    "story.identity": ("identity", "識別"),
+    "story.since": ("since", "接続時刻"),
+    "story.port": ("port", "ポート"),
+    "story.interfaces": ("interfaces", "インターフェース"),
+    "story.block": ("block device", "ブロックデバイス"),
+    "story.network": ("network", "ネットワーク"),
+    "story.amounts": ("amounts", "転送量"),
+    "story.disguised": ("disguised", "偽装の疑い"),
+    "story.moved": ("{read} read from it, {written} written to it", "読み出し {read}、書き込み {written}"),
+    "identity.serial": ("by its serial number", "シリアル番号で識別"),
+    "identity.shared_serial": ("several pieces share this serial number", "複数の機器が同じシリアル番号を持つ"),
+    "identity.no_serial": (
+        "no serial number: all pieces of this model share the key",
+        "シリアル番号なし: 同型の機器を区別できない",
+    ),
+    "by.ids": ("maker and model", "メーカー・型番"),
+    "by.serial": ("serial", "シリアル"),
+    "by.interfaces": ("interfaces", "インターフェース"),
+    "by.capacity": ("capacity", "容量"),
+    "by.file_system": ("file system", "ファイルシステム"),
+    "since.boot": ("(there since the machine started)", "(起動時から)"),
+    "since.agent_down": ("(came while no agent ran)", "(エージェント停止中に接続)"),
+    "since.earlier_run": ("(told by an earlier agent)", "(以前のエージェントが記録済み)"),
+    "since.unknown": ("(there before the agent)", "(エージェント開始前から)"),
     "col.medium": ("MEDIUM", "媒体"),
     "col.serial": ("SERIAL", "シリアル"),
     "col.kind": ("KIND", "種類"),
     "col.mount": ("MOUNT", "マウント先"),
     "col.decision": ("DECISION", "判定"),
     "col.reason": ("WHY", "理由"),
+    "col.stopped": ("STOPPED", "停止"),
+    "stopped.read_only": ("read-only", "読み取り専用"),
+    "stopped.no_writes": ("not to be written to", "書き込み停止"),
+    "stopped.no_opens": ("not to be opened", "使用停止"),
+    "stopped.directories": ("not for all directories", "一部のディレクトリ不可"),
+    "stopped.deauthorized": ("off the bus", "USB 停止"),
     "approved": ("approved", "承認済み"),
     "unapproved": ("unapproved", "未承認"),
     "expired": ("expired", "承認期限切れ"),
@@ -143,6 +182,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "collector_token.fix": ("it is needed once, to enrol", "登録のときに一度だけ必要です"),
     "collector_refused": ("{url}: its certificate is refused ({why})", "{url}: 証明書を信頼できません ({why})"),
     "collector_refused.fix": ("set agent.collector.ca_file", "agent.collector.ca_file を設定してください"),
+    "register": ("the register of media was confirmed within a day", "媒体台帳は 1 日以内に確認済み"),
+    "register_old": (
+        "the register of media was last confirmed {days} days ago; what was revoked since is not known here",
+        "媒体台帳の最終確認は {days} 日前です。その後の取消しはこの端末では分かりません",
+    ),
+    "register_old.fix": ("let the agent reach the collector", "エージェントが収集サーバーに接続できるようにしてください"),
     "collector_away": (
         "{url} can't be reached ({why}); events wait in the spool",
         "{url} に接続できません ({why})。記録はスプールに保持されます",
@@ -151,8 +196,83 @@ WORDS: dict[str, tuple[str, str]] = {
         "start the collector, or mend the address or the firewall",
         "収集サーバーを起動するか、アドレスやファイアウォールの設定を直してください",
     ),
-    "mode": ("{mode} acts as observe in this version", "このバージョンでは {mode} は observe として動作します"),
-    "mode.fix": ("set agent.mode to observe", "agent.mode を observe にしてください"),
+    "mode": ("{mode}", "{mode}"),
+    "mode_enforce": (
+        "enforce: without approval {unapproved}, never had a register {unknown}; on failure {on_failure}",
+        "enforce: 承認なし {unapproved}、台帳未受信 {unknown}、障害時 {on_failure}",
+    ),
+    "enforce_usbguard": (
+        "enforce: USBGuard runs, so which USB devices are let on the bus is left to it; file systems are still made read-only",
+        "enforce: USBGuard が動作中のため、USB 機器の許可は任せます。ファイルシステムは引き続き読み取り専用にします",
+    ),
+    "enforce_no_approval": (
+        "enforce: agent.media.require_approval is false, so nothing is ever stopped",
+        "enforce: agent.media.require_approval が false のため、何も停止しません",
+    ),
+    "enforce_no_approval.fix": (
+        "set agent.media.require_approval to true",
+        "agent.media.require_approval を true にしてください",
+    ),
+    "enforce_directories": (
+        "enforce: an approval's directories are not kept to, as who read a protected file is known in time with "
+        "agent.staging.watch and hold alone",
+        "enforce: agent.staging の watch と hold が無効のため、承認のディレクトリ指定を守らせることができません",
+    ),
+    "enforce_directories.fix": (
+        "set agent.staging.watch and agent.staging.hold to true",
+        "agent.staging.watch と agent.staging.hold を true にしてください",
+    ),
+    # enforce --dry-run
+    "dry.nothing": (
+        "enforce would have stopped nothing (since {since})",
+        "enforce で停止される媒体はありませんでした ({since})",
+    ),
+    "dry.head": (
+        "enforce would have stopped {count} media (since {since}):",
+        "enforce で停止される媒体: {count} 件 ({since})",
+    ),
+    "col.would": ("WOULD BE", "動作"),
+    "col.plugged": ("PLUGGED", "接続"),
+    "col.copies": ("PROTECTED", "保護対象"),
+    "col.others": ("OTHER", "その他"),
+    "col.bytes": ("BYTES", "サイズ"),
+    "col.people": ("PEOPLE", "利用者"),
+    "col.last": ("LAST", "最終"),
+    "would.read_only": ("read-only", "読み取り専用"),
+    "would.refuse": ("refused", "使用停止"),
+    "would.deauthorize": ("off the bus", "USB 停止"),
+    "would.directories": ("refused by directory", "ディレクトリ別に拒否"),
+    # unlock
+    "unlock.done": ("{key} may be used until {until}", "{key} は {until} まで使えます"),
+    "unlock.read_only": ("{key} may be read until {until}", "{key} は {until} まで読み取りできます"),
+    "unlock.no_answer": (
+        "the agent did not answer; see `sekisho-agent status`",
+        "エージェントが応答しません。`sekisho-agent status` を確認してください",
+    ),
+    "unlock.no_collector": (
+        "this machine was never enrolled, so no code is for it",
+        "この端末は登録されていないため、解除コードは使えません",
+    ),
+    "unlock.too_often": (
+        "too many tries; wait a minute",
+        "試行回数が多すぎます。1 分お待ちください",
+    ),
+    "unlock.not_recorded": (
+        "it could not be recorded that the code was used; free some disk space",
+        "コードの使用を記録できませんでした。ディスクの空きを確保してください",
+    ),
+    "unlock.mistyped": (
+        SENTENCES["mistyped"],
+        "{group} 番目の組に誤りがあります。もう一度読み上げてもらってください",
+    ),
+    "unlock.not_for_this": (
+        SENTENCES["not_for_this"],
+        "この端末に接続中の媒体のコードではありません。新しいコードを発行してもらってください",
+    ),
+    "unlock.too_early": (SENTENCES["too_early"], "コードの発行時刻がこの端末の時計より先です。時計を合わせてください"),
+    "unlock.over": (SENTENCES["over"], "コードの有効期間が過ぎています。新しいコードを発行してもらってください"),
+    "unlock.used": (SENTENCES["used"], "このコードは使用済みです。新しいコードを発行してもらってください"),
+    "unlock.clock_back": (SENTENCES["clock_back"], "この端末の時計が戻されています。時計を合わせてください"),
     "limit_none": (
         "no limit is set: no burst or drip is found",
         "上限がないため、大量の持ち出しや少量ずつの持ち出しを検知しません",
@@ -184,16 +304,27 @@ WORDS: dict[str, tuple[str, str]] = {
         "{events} 件、{kib} KiB、未書き込み {waiting} 件",
     ),
     "status.collector": ("collector", "収集サーバー"),
+    "status.notices": ("notices", "通知"),
+    "status.notices_say": (
+        "{desktop} on desktops, {terminal} on terminals, {nobody} told nobody",
+        "デスクトップ {desktop} 件、端末画面 {terminal} 件、未達 {nobody} 件",
+    ),
     "status.no_collector": ("none configured: events stay on this machine", "設定なし。記録はこの端末に残ります"),
     "status.receipt": (
         "{url}: receipt for event {seq} at {at}, {backlog} to send",
         "{url}: {at} に記録 {seq} まで受領済み、未送信 {backlog} 件",
+    ),
+    "status.register": ("register", "媒体台帳"),
+    "status.register_says": (
+        "version {version} with {entries} approvals, confirmed at {at}",
+        "版 {version}、承認 {entries} 件、{at} に確認",
     ),
     "status.no_receipt": ("{url}: no receipt yet, {backlog} to send", "{url}: 受領証なし、未送信 {backlog} 件"),
 } | BLIND
 
 SUBJECTS: dict[str, str] = {
     "kernel": "カーネル",
+    "register": "媒体台帳",
     "state_dir": "状態ディレクトリ",
     "protect": "保護対象",
     "simulated_dir": "模擬媒体",

@@ -3,17 +3,19 @@
 The agent comes from the public pytest plugin; this adds the collector, and programs that run as a logged-in person.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,31 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+class Stores:
+    """Where the collectors of the tests that run now keep their events: each in a SQLite file, or in a database of its own."""
+
+    new_database: Callable[[], str] | None = None
+    """A new, empty PostgreSQL database's address; None: SQLite."""
+
+
+class Table:
+    """The store behind a collector, as whoever owns its machine can touch it: the same few words for both engines."""
+
+    def __init__(self, db: Any, mark: str) -> None:
+        self.db, self._mark = db, mark
+
+    def execute(self, sql: str, values: tuple[Any, ...] = ()) -> Any:
+        """A cursor; `?` stands for a parameter."""
+        return self.db.execute(sql.replace("?", self._mark), values)
+
+
 class Collector:
     """A real `sekisho-collector serve`. `events()` asks its API with an API token, as a SIEM would."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, database: str = "", more: str = "") -> None:
+        """`database`: another than one of its own. `more`: lines for its configuration."""
         self.root = root
+        self.database = database or (Stores.new_database() if Stores.new_database else "sqlite")
         self.state_dir = root / "collector"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -57,6 +79,8 @@ class Collector:
         self.config_file.write_text(
             f'[collector]\nlisten = "127.0.0.1:{self.port}"\nstate_dir = {json.dumps(str(self.state_dir))}\n'
             f'enroll_token = "{TOKEN}"\nsilent_after = "5s"\n'
+            + (f'database = "{self.database}"\n' if self.database != "sqlite" else "")
+            + more
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._token = ""
@@ -69,6 +93,15 @@ class Collector:
         if not self._token:
             self._token = self.run("token", "create", "--role", "viewer").strip()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the collector is not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def stop(self, with_signal: int = signal.SIGTERM) -> int:
         if self._process is None:
             return 0
@@ -80,10 +113,35 @@ class Collector:
     def forget(self) -> None:
         """Lose the store, but not the signing key: a collector restored from nothing."""
         assert self._process is None, "stop it first"
+        if self.database != "sqlite":
+            with self.store() as store:
+                store.execute("DROP SCHEMA public CASCADE")
+                store.execute("CREATE SCHEMA public")
         for path in self.state_dir.iterdir():
             if "key" not in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._token = ""
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Table]:
+        """The store, by plain SQL, past the collector; what was done to it is kept at the end."""
+        if self.database == "sqlite":
+            with contextlib.closing(sqlite3.connect(self.state_dir / "collector.db")) as file, file:
+                yield Table(file, "?")
+            return
+        import psycopg
+
+        with psycopg.connect(self.database) as db:
+            yield Table(db, "%s")
+
+    def aged(self, received_at: int, which: str = "true") -> None:
+        """Have events been received at this time (ms), past the collector, which is stopped."""
+        with self.store() as store:
+            if self.database != "sqlite":
+                from server_stub.store import pgmonths
+
+                pgmonths.ensure(store.db, pgmonths.month_of(received_at))
+            store.execute(f"UPDATE events SET received_at = ? WHERE {which}", (received_at,))
 
     def run(self, *args: str) -> str:
         """A command on the collector's own machine."""

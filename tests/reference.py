@@ -101,7 +101,7 @@ def wire_types() -> Iterator[str]:
 
 def fact_types() -> Iterator[str]:
     kinds = typing.get_args(facts.AnyFact)
-    yield from structs(*kinds, facts.Process, facts.Parent, facts.OpenFile, facts.Device, facts.Approval)
+    yield from structs(*kinds, facts.Process, facts.Parent, facts.OpenFile, facts.Device, facts.Block, facts.Approval)
 
 
 def _help(parser: argparse.ArgumentParser, depth: int = 0) -> Iterator[str]:

@@ -44,6 +44,17 @@ processes = st.builds(
     known=st.sampled_from(["exact", "cached"]),
 )
 ids = st.sampled_from(["sim:x", "usb1", "usb2"])
+blocks = st.builds(
+    facts.Block,
+    name=hostile,
+    node=st.sampled_from(["8:1", "8:2", ""]) | hostile,
+    kind=st.sampled_from(["disk", "partition", "crypt"]) | hostile,
+    on=hostile,
+    size=st.none() | st.integers(0, 2**73),
+    fs=hostile,
+    fs_uuid=hostile,
+    label=hostile,
+)
 devices = st.builds(
     facts.Device,
     id=ids,
@@ -54,7 +65,16 @@ devices = st.builds(
     interfaces=st.lists(st.sampled_from(["08:06:50", "06:01:01", "03:01:01", "09:00:00", "e0:01:03", "?"]), max_size=3),
     nodes=st.lists(st.sampled_from(["8:1", "8:2", "sim:x"]), max_size=2),
     simulated=st.booleans(),
-    declared_kind=st.sampled_from(["", "phone", "storage", "nonsense"]),
+    declared_kind=st.sampled_from(["", "phone", "storage", "optical", "reader", "nonsense"]),
+    properties=st.dictionaries(st.sampled_from(["ID_CDROM", "ID_MTP_DEVICE", "x"]), st.just("1") | hostile, max_size=2),
+    blocks=st.lists(blocks, max_size=2),
+    networks=st.lists(hostile, max_size=2),
+    port=hostile,
+    hubs=st.lists(hostile, max_size=2),
+    built_in=st.none() | st.booleans(),
+    types=st.booleans(),
+    since_ms=st.none() | times,
+    hotplugged=st.none() | st.booleans(),
 )
 approvals = st.builds(
     facts.Approval,
@@ -85,6 +105,7 @@ any_fact = st.one_of(
     st.builds(facts.Found, **file, size=st.integers(0, 5_000)),
     st.builds(facts.Plugged, at_ms=times, device=devices, cold=st.booleans()),
     st.builds(facts.Unplugged, at_ms=times, id=ids),
+    st.builds(facts.Transferred, at_ms=times, id=ids, bytes_in=st.integers(0, 2**63), bytes_out=st.integers(0, 2**63)),
     st.builds(
         facts.Mounted,
         at_ms=times,

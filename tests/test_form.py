@@ -16,8 +16,12 @@ class OneByOne(Writer):
     """A writer to whom no event is like the one before."""
 
     def copied_out(self, *what):
-        self._alike = ()
+        self._copies.goes_on()
         return super().copied_out(*what)
+
+    def staged(self, *what):
+        self._stagings.goes_on()
+        return super().staged(*what)
 
 
 def storm(names: list[str], one_by_one: bool = False, **config: object) -> Workstation:
@@ -95,3 +99,28 @@ def test_what_was_made_by_a_form_is_kept_packed_and_whole_as_any_other(tmp_path)
     assert [read(data).metadata.uid for data in sealed] == [each.uid for each in made]
     assert [each.metadata.uid for each in made] == [each.uid for each in made]
     machine.spool.close()
+
+
+def staged(names: list[str], record_names: bool, one_by_one: bool = False) -> Workstation:
+    """`cp -r` of these files to a home directory, as one process."""
+    ws = Workstation(record_names=record_names).login("sato")
+    if one_by_one:
+        ws.core._writer.__class__ = OneByOne
+    cp = ws.run("cp", "-r", ROOT, "/home/sato/all")
+    for number, name in enumerate(names):
+        source, copy = ws.file(f"{ROOT}/{name}", 100 + number), ws.file(f"/home/sato/all/{name}", 100 + number)
+        cp.read(source)
+        ws.tell(facts.Closed(at_ms=ws.now, pid=cp.pid, key=ws.keys[copy], path=copy, size=100 + number, born_ms=ws.now))
+        for path in ws.core.ask():
+            ws.tell(facts.Sized(at_ms=ws.now, path=path, size=ws.sizes[path], inode=number))
+        for ask in ws.core.compare():
+            ws.tell(facts.Compared(at_ms=ws.now, key=ask.key, path=ask.path, size=100 + number, alike="same"))
+    return ws
+
+
+@settings(deadline=None, max_examples=30)
+@given(names, st.booleans())
+def test_copies_elsewhere_are_the_very_same_bytes_too(names, record_names):
+    made, wanted = staged(names, record_names), staged(names, record_names, True)
+    assert len(made.all("file.staged")) == len(names)
+    assert made.raw == wanted.raw

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,14 @@ PURE = [
     path
     for path in SOURCES
     if path.parts[:2] in (("agent", "contract"), ("agent", "core"))
-    or str(path) in {f"server_stub/{name}.py" for name in ("intake", "tree", "query", "fleet", "bundle", "witness", "refusal")}
+    or str(path)
+    in {
+        f"server_stub/{name}.py"
+        for name in (
+            *("intake", "tree", "query", "fleet", "bundle", "witness", "refusal"),
+            *("records", "rulebook", "bulk", "sheet", "usbguard", "udevdb"),
+        )
+    }
 ]
 IMPURE = {
     *("os", "sys", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "ctypes", "builtins.open"),
@@ -50,12 +58,22 @@ EDGE_HELPERS = {
     "passwd",
     "sockdiag",
     "connects",
+    "tracepoint",
+    "urbs",
     "handles",
     "fusemount",
+    "serving",
     "sharing",
+    "inside",
     "interest",
     "likeness",
+    "archives",
+    "autorun",
+    "refusal",
+    "refusing",
     "tripwire",
+    "describe",
+    "behind",
 }
 """In agent/sense: not edges, but parts that edges are made of. An edge may import these and no other edge."""
 
@@ -122,6 +140,13 @@ def test_an_edge_yields_facts_and_imports_no_other_edge(path: Path) -> None:
     allowed |= {"agent.simulate"} if path.stem == "simulated" else set()
     allowed |= {"agent.sense.holding"} if path.stem == "holder" else set()  # the process that holds, and who starts it
     assert not own(path) - allowed
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[:2] == ("agent", "act")], ids=str)
+def test_a_hand_carries_out_wishes_and_knows_no_sensor(path: Path) -> None:
+    allowed = {"agent.core.facts", "agent.core.stopping", "agent.contract.event", "agent.sense"}
+    allowed |= {"agent.sense.kernel", "agent.sense.mounts", "agent.sense.refusing"}
+    assert not below(own(path), "agent.act") - allowed
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parts[0] == "server_stub"], ids=str)
@@ -263,6 +288,12 @@ def test_the_command_lines_of_the_first_page_are_found() -> None:
     assert "sekisho-collector token create --enroll -c /etc/sekisho/collector.toml" in found
 
 
+def test_what_is_installed_holds_every_package() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        packed = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    assert set(packed) == {".".join(path.parent.parts) for path in SOURCES if path.name == "__init__.py"}
+
+
 def test_the_room_table_names_every_room() -> None:
     """Each row's first cell: rooms of the package that was named last in bold."""
     page = (ROOT / "docs" / "architecture.md").read_text()
@@ -312,6 +343,9 @@ def test_the_example_configuration_shows_every_key_with_its_default() -> None:
         "agent.ways": config.Ways,
         "agent.spool": config.Spool,
         "agent.staging": config.Staging,
+        "agent.warn": config.Warn,
+        "agent.enforce": config.Enforce,
+        "agent.access": config.Access,
         "collector": config.Collector,
         "collector.witness": config.Witness,
         "collector.cosign": config.Cosign,

@@ -330,3 +330,17 @@ def test_a_stick_mounted_in_another_namespace_is_found_through_who_uses_it(tmp_p
         assert list(mounts.also(other.pid, 4)) == [] and list(mounts.also(os.getpid(), 4)) == []
         other.communicate("\n")
     mounts.close()
+
+
+def test_who_became_another_program_before_word_of_the_hold_came_has_not_the_old_name(processes: Processes) -> None:
+    beside = Processes(0)
+    try:
+        with subprocess.Popen("read line; exec true", shell=True, stdin=subprocess.PIPE, text=True) as child:
+            held = looked_at(beside, child.pid, ["/bin/sh", "-c", "read line; exec true"])
+            at_ns = time.monotonic_ns()
+            child.communicate("\n")
+    finally:
+        beside.close()
+    processes.learn(held, 1, at_ns)
+    found = processes.look(child.pid, 2)
+    assert (found.known, found.exe) == ("cached", "")

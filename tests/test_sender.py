@@ -553,7 +553,7 @@ def test_the_register_comes_with_enrolment_and_is_there_without_a_network(desk, 
     peer.register = peer.sign_register(3, owner="sato", until=NOW_MS)
     desk.settle()
     (told,) = desk.told_of(Register)
-    assert (told.version, told.approvals[0].owner, told.approvals[0].until_ms) == (3, "sato", NOW_MS)
+    assert (told.version, told.approvals[0].key, told.approvals[0].until_ms) == (3, "usb:1", NOW_MS)
     desk.told.clear()
     later = feed(desk)
     later.tell_held()

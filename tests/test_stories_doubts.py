@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from workstation import ROOT, Workstation
+from workstation import STICK as DEVICE
 
 from agent.core import facts
 from agent.core.doubts import Doubt
@@ -57,6 +58,33 @@ def test_whoever_wrote_it_the_bytes_of_a_protected_file_are_joined_by_content(ws
     ws.tell(facts.Found(at_ms=ws.now, pid=0, key=ws.keys[path], path=path, size=300_000)).wait(3)
     event = ws.only("file.copied_out")
     assert event.link == "content" and event.confidence >= 0.9 and event.source["path"] == f"{ROOT}/a.csv"
+
+
+def test_what_several_had_read_leaves_once(ws):
+    for reader in ("less", "grep"):
+        ws.program(f"/usr/bin/{reader}").read("a.csv")
+    path = f"{STICK}/x"
+    ws.held[path] = {f"{ROOT}/a.csv": 300_000}
+    ws.program("/usr/sbin/smbd").create(path).close(path, 300_000)
+    ws.wait(2)
+    assert ws.only("file.copied_out").link == "content"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "x.csv"])
+@pytest.mark.parametrize("beneath_first", [False, True])
+def test_what_its_server_writes_beneath_a_view_is_told_where_it_was_written(ws, name, beneath_first):
+    ws.mount(DEVICE, "/home/sato/view", lies_on=f"{STICK}/")
+    ws.program("/usr/bin/less").read("a.csv")
+    person, server = ws.run("cp").read("a.csv"), ws.program("/usr/bin/bindfs")
+    writes = [(person, f"/home/sato/view/{name}"), (server, f"{STICK}/{name}")]
+    for _, path in writes:
+        ws.held[path] = {f"{ROOT}/a.csv": 300_000}
+    for program, path in reversed(writes) if beneath_first else writes:
+        program.create(path).close(path, 300_000)
+    ws.wait(3)
+    event = ws.only("file.copied_out")
+    assert event.dest["path"] == writes[0][1] and event.link == "process" and event.login_user == "sato"
+    assert len(ws.all("file.written")) == 1
 
 
 def test_a_plain_copy_is_told_at_once_and_not_compared(ws):
@@ -115,6 +143,52 @@ def test_a_server_is_never_asked_for_its_bytes():
     ws.stick = STICK
     _office(ws, "other")
     assert ws.only("file.copied_out") and not ws.doubts
+
+
+# -- what nothing joins but the bytes --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_writes_what_somebody_else_read_is_known_by_the_bytes(ws):
+    """A file system in user space over the stick: one program reads, another one writes."""
+    ws.run("cp").read("a.csv")
+    path = f"{STICK}/x"
+    ws.held[path] = {f"{ROOT}/a.csv": 300_000}
+    ws.run("bindfs").create(path).close(path, 300_000)
+    event = ws.wait(2).only("file.copied_out")
+    assert event.link == "content" and event.confidence >= 0.9 and event.bytes == 300_000
+
+
+def test_a_file_of_the_same_size_is_no_copy_if_its_bytes_do_not_say_so(ws):
+    ws.run("cp").read("a.csv")
+    path = f"{STICK}/x"
+    ws.run("bindfs").create(path).close(path, 300_000)
+    ws.wait(2).none("file.copied_out")
+    assert ws.only("file.written") and [doubt.only for doubt in ws.doubts] == [True]
+
+
+def test_what_is_packed_far_below_what_was_read_is_known_by_what_is_in_it(ws):
+    path = f"{STICK}/x.xz"
+    ws.held[path] = {f"{ROOT}/a.csv": 300_000}
+    ws.run("xz").read("a.csv").create(path).close(path, 400)
+    event = ws.wait(2).only("file.copied_out")
+    assert event.link == "process" and event.bytes == 300_000
+
+
+def test_a_note_beside_a_protected_file_is_asked_for_its_bytes_and_stays_a_note(ws):
+    ws.run("editor").read("a.csv").create(NOTE).close(NOTE, 400)
+    ws.wait(2).none("file.copied_out")
+    assert ws.only("file.written")
+
+
+def test_of_a_disk_image_only_those_files_are_told_that_lie_in_it(ws):
+    """Mounted, written to and unmounted before anybody looked: all that is told is that umount(8) closed the image."""
+    ws.run("cp").read("a.csv")
+    ws.run("grep").read("b.csv")
+    image = f"{STICK}/disk.img"
+    ws.held[image] = {f"{ROOT}/a.csv": 300_000}
+    ws.run("umount").create(image).close(image, 24 << 20)
+    event = ws.wait(2).only("file.copied_out")
+    assert event.source["path"] == f"{ROOT}/a.csv" and event.link == "content"
 
 
 # -- the look itself -------------------------------------------------------------------------------------------------------

@@ -66,6 +66,39 @@ def test_a_copy_elsewhere_is_told_with_its_source_and_person(ws, desk):
     assert event["file"]["path"] == "/home/sato/a.csv"
 
 
+def _handed_over(ws: Workstation, copy: str, size: int) -> None:
+    """A service that reads nothing writes the bytes of `copy` to the stick."""
+    path = f"{ws.stick}/x"
+    ws.held[path] = {copy: size}
+    ws.program("/usr/sbin/smbd").create(path).close(path, size)
+    ws.wait(2)
+
+
+def test_a_copy_that_a_service_puts_on_the_stick_is_known_by_its_bytes(ws, desk):
+    desk.copy("a.csv", "/home/sato/one")
+    ws.program("/usr/bin/less").read("/home/sato/one")
+    _handed_over(ws, "/home/sato/one", 300_000)
+    assert ws.only("file.copied_out").source["path"] == f"{ROOT}/a.csv"
+
+
+@pytest.mark.parametrize("how", ["overwritten", "removed", "moved"])
+def test_what_lies_where_a_copy_lay_is_not_what_was_read_there(ws, desk, how):
+    desk.copy("a.csv", "/home/sato/one")
+    ws.program("/usr/bin/less").read("/home/sato/one")
+    other = ws.program("/usr/bin/head")
+    if how == "overwritten":  # whoever opens it to write over it is told as one who opened it
+        desk.write(other.read("/home/sato/one"), "/home/sato/one", 70_000, "other", born=False)
+    elif how == "removed":
+        other.delete("/home/sato/one")
+    else:
+        key = ws.keys.pop("/home/sato/one")
+        ws.tell(facts.Moved(at_ms=ws.now, pid=other.pid, key=key, path="/home/sato/two", old_path=""))
+    if how != "overwritten":
+        ws.file("/home/sato/one", 70_000)
+    _handed_over(ws, "/home/sato/one", 70_000)
+    ws.none("file.copied_out").only("file.written")
+
+
 def test_it_leaves_a_week_later_after_a_restart_and_names_its_origin(ws, desk):
     desk.copy("a.csv", "/home/sato/holiday.jpg")
     ws.restart().login("sato").wait(7 * DAY_S)
@@ -311,7 +344,7 @@ def test_lineage_stays_within_its_bounds_and_survives_a_restart(steps):
             lineage.end(more[0])
         else:
             lineage.sweep(START + more[0])
-        copies = dict(lineage._staged)
+        copies = {key: lineage.staged(key) for key in lineage._staged}
         assert len(copies) <= MOST_STAGED and lineage._sources <= MOST_SOURCES
         assert lineage._sources == sum(len(copy.sources) for copy in copies.values())
         assert set(lineage._at.values()) <= set(copies), "no path leads to a copy that is forgotten"

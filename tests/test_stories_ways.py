@@ -183,6 +183,19 @@ def test_a_file_may_be_on_the_phone_before_its_read_is_told(ws: Workstation, req
     assert len(ws.all("file.copied_out")) == told
 
 
+def test_a_phone_that_was_pulled_has_got_what_was_counted_though_nobody_tells_its_requests_any_more(ws: Workstation) -> None:
+    ws.plug(PHONE, mount=None)
+    tool = ws.run("mtp-connect")
+    phone = Way(tool, "mtp", id="usb:001/002", device=PHONE.id, uses=12, idle_uses=10, idle_sent=0)
+    tool.read("a.csv")
+    phone.send(120_000).close()
+    ws.tell(facts.Unplugged(at_ms=ws.now, id=PHONE.id))
+    out = ws.only("file.copied_out")
+    assert (out.way, out.link, out.confidence) == ("mtp", "process", 0.7)
+    assert 110_000 < out.bytes <= 120_000
+    assert out.medium["kind"] == "phone"
+
+
 def test_a_copy_onto_an_unapproved_phone_is_a_finding(ws: Workstation) -> None:
     ws.approve(facts.Device(id="x", vendor_id="1", product_id="2", serial="3")).plug(PHONE, mount=None)
     tool = ws.run("mtp-connect")
@@ -306,6 +319,44 @@ def test_what_was_sent_before_the_read_does_not_count_though_nobody_had_looked(w
         way.send(400 if way.sent else 41_000)
     way.close()
     ws.wait(20).none("file.copied_out")
+
+
+def test_what_a_program_said_within_the_second_before_it_read_is_not_the_file(ws: Workstation) -> None:
+    """It greets at length, shows a file a second later, and goes on chatting: nobody had looked before the read."""
+    chat = ws.run("chat")
+    way = Way(chat)
+    ws.wait(1)
+    chat.read("a.csv")
+    for _ in range(20):
+        way.send(500 if way.sent else 40_500)
+    way.close()
+    ws.wait(20).none("file.copied_out")
+
+
+def test_a_read_that_is_told_when_its_packed_bytes_have_left_through_another(ws: Workstation) -> None:
+    """rsync -z by ssh on a machine under load: keys first, and the read told when all is over."""
+    rsync = ws.run("rsync", "-z", f"{ROOT}/a.csv", "far:")
+    way = Way(rsync.child("/usr/bin/ssh", "far"), peer="203.0.113.5:22")
+    ws.wait(1)
+    rsync.read("a.csv")
+    way.send(90_000).close()
+    ws.wait(20)
+    assert ws.only("file.copied_out").link == "pipeline"
+
+
+@pytest.mark.parametrize(("began_s_before", "told"), [(0, ["a.csv"]), (3_600, [])])
+def test_a_sender_that_is_gone_before_its_sensor_looked_began_when_its_entry_says(
+    ws: Workstation, began_s_before: int, told: list[str]
+) -> None:
+    """What leaves packed is a tool's; of a program that lives long it says nothing."""
+    rsync = ws.run("rsync", "-z", f"{ROOT}/a.csv", "far:")
+    ssh = rsync.child("/usr/bin/ssh", "far", began_ms=ws.now - began_s_before * 1_000)
+    rsync.read("a.csv")
+    way = Way(ssh, began_ms=None)
+    way.sent = 90_000
+    way.close()
+    ws.wait(20)
+    assert ws.sources() == told
 
 
 def test_all_that_left_before_the_first_look_counts_if_it_is_just_what_was_read(ws: Workstation) -> None:

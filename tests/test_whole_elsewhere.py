@@ -112,8 +112,11 @@ def test_a_view_of_the_stick_by_a_server_that_may_itself_be_held(
     for number in range(3):  # what is copied at once may come before the view is watched (docs/limits.md)
         as_person(f"cp {source} {view}/{number}.csv")
     assert time.monotonic() - began < 5
-    said = copied(sekisho_agent, source.name)
-    assert said["medium"]["serial"] == "STICK1" and said["dest"]["path"].startswith(f"{view}/")
+    there = f"{view}/2.csv"  # the first may be seen beneath the view, by its bytes; this one is told of who wrote it, there
+    event = sekisho_agent.wait_for("file.copied_out", where=lambda each: each["unmapped"]["sekisho"]["dest"]["path"] == there)
+    assert event["unmapped"]["sekisho"]["medium"]["serial"] == "STICK1"
+    names = [Path(each["unmapped"]["sekisho"]["dest"]["path"]).name for each in sekisho_agent.events("file.copied_out")]
+    assert len(names) == len(set(names)), "told once in the view and once beneath, where its server wrote it"
     assert not sekisho_agent.events("agent.gap"), "the process that holds had to be killed"
 
 

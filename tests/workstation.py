@@ -156,6 +156,7 @@ class Workstation:
         self.writers: set[int] = set()
         self.stick = ""
         self.alike: dict[str, str] = {}
+        self.held: dict[str, dict[str, int]] = {}
         self.doubts: list[Doubt] = []
         self._pids = itertools.count(1000)
         self._keys = itertools.count(1)
@@ -184,7 +185,9 @@ class Workstation:
             self.doubts.append(doubt)
             alike = self.alike.get(doubt.path, "unknown")
             if alike:  # else nobody answers
-                self.tell(facts.Compared(at_ms=self.now, key=doubt.key, path=doubt.path, size=doubt.size, alike=alike))
+                told = facts.Compared(at_ms=self.now, key=doubt.key, path=doubt.path, size=doubt.size, alike=alike)
+                told.held = self.held.get(doubt.path, {})
+                self.tell(told)
         return self
 
     def wait(self, seconds: float) -> "Workstation":
@@ -196,12 +199,12 @@ class Workstation:
             self.tell(facts.Tick(at_ms=self.now))
         return self
 
-    def restart(self) -> "Workstation":
+    def restart(self, boot_id: str = "") -> "Workstation":
         """The agent is killed and starts again with what it kept; media that are there are told as cold."""
         kept = self.core.state()
         self.core = Core(self.config, lambda: f"uid-{next(self._uids)}")
         self.core.restore(kept)
-        return self.tell(facts.Started(at_ms=self.now))
+        return self.tell(facts.Started(at_ms=self.now, boot_id=boot_id))
 
     def file(self, path: str, size: int) -> str:
         self.sizes[path] = size
@@ -266,7 +269,7 @@ class Workstation:
 
     def approve(self, device: Device, version: int = 1, **more: Any) -> "Workstation":
         key = f"usb:{device.vendor_id}:{device.product_id}:{device.serial}"
-        entry = facts.Approval(id="A-1", key=key, owner="sato", approver="suzuki", **more)
+        entry = facts.Approval(id="A-1", key=key, **more)
         return self.tell(facts.Register(at_ms=self.now, version=version, approvals=[entry]))
 
     # -- ways out ------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ CODES: dict[str, Code] = {
     "medium.unapproved": Code(FINDING, 1, "Create", MEDIUM, "a medium without a valid approval was connected"),
     "copy.staged": Code(FINDING, 1, "Create", HIGH, "protected bytes left by way of a copy made elsewhere"),
     "device.disguised": Code(FINDING, 1, "Create", HIGH, "a device is not what it claims to be"),
-    "medium.first_use": Code(FINDING, 1, "Create", LOW, "this person used a medium for the first time"),
+    "medium.first_use": Code(FINDING, 1, "Create", LOW, "this person used a medium on this machine for the first time"),
     "agent.started": Code(LIFECYCLE, 3, "Start", INFO, "the agent began to watch"),
     "agent.stopped": Code(LIFECYCLE, 4, "Stop", INFO, "the agent was stopped in order"),
     "agent.heartbeat": Code(LIFECYCLE, 99, "Heartbeat", INFO, "an hourly summary: sensors, queue, counts"),

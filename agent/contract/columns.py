@@ -10,6 +10,12 @@ from datetime import UTC, datetime, tzinfo
 MAX_PIECE = 400
 """Characters of one foreign text, at most; a path may have 4096."""
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""With what a cell begins that a spreadsheet may run as a formula; the full-width ones in Japanese versions"""
+_INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""Letters and marks by their category, and nothing to be seen"""
+_MOST_MARKS = 4
+"""Combining marks on one letter; more are no writing, but a smear over the lines above"""
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -18,13 +24,23 @@ def harmless(text: str, limit: int = MAX_PIECE) -> str:
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
     if cut.isascii() and cut.isprintable():
         return cut
-    return "".join(each if _safe(each) else f"\\u{{{ord(each):x}}}" for each in cut)
+    shown, marks = [], 0
+    for each in cut:
+        marks = marks + 1 if unicodedata.category(each)[0] == "M" else 0
+        shown.append(each if _safe(each) and marks <= _MOST_MARKS else f"\\u{{{ord(each):x}}}")
+    return "".join(shown)
+
+
+def guarded(text: str) -> str:
+    """A cell of CSV that no spreadsheet takes for a formula: a quote is put before what looks like one. Numbers stay."""
+    number = text[:1] in "+-" and text[1:].isascii() and text[1:].isdigit()
+    return f"'{text}" if text.startswith(FORMULA) and text != "-" and not number else text
 
 
 def _safe(each: str) -> bool:
     """Whether it shows, and as one thing: of blanks only the plain and the full-width one do."""
     kind = unicodedata.category(each)
-    return each in " \u3000" if kind == "Zs" else kind not in _UNSAFE
+    return each in " \u3000" if kind == "Zs" else kind not in _UNSAFE and each not in _INVISIBLE
 
 
 def display_width(text: str) -> int:

@@ -33,8 +33,22 @@ def path_bytes(text: str) -> bytes:
     return bytes(out + text[end:].encode("utf-8", "surrogatepass"))
 
 
+class BlockInfo(Struct, kw_only=True):
+    """One of `medium.blocks[]`: a disk, a partition, or what is mapped onto one (`kind` "crypt", "lvm", …); `on` names what it
+    lies on, `size` is in bytes."""
+
+    name: str
+    kind: str | UnsetType = UNSET
+    on: str | UnsetType = UNSET
+    size: int | UnsetType = UNSET
+    fs: str | UnsetType = UNSET
+    fs_uuid: str | UnsetType = UNSET
+    label: str | UnsetType = UNSET
+
+
 class MediumInfo(Struct, kw_only=True):
-    """`unmapped.sekisho.medium`: what was plugged in, where it appears, and what the register says of it."""
+    """`unmapped.sekisho.medium`: what was plugged in, where it appears, and what the register says of it. From `identity` on,
+    the story of the device, in events `medium.*` alone: see "The story of a device"."""
 
     key: str
     kind: str | UnsetType = UNSET
@@ -53,6 +67,25 @@ class MediumInfo(Struct, kw_only=True):
     decision: str | UnsetType = UNSET
     decision_reason: str | UnsetType = UNSET
     approval: str | UnsetType = UNSET
+    register_age_s: int | UnsetType = UNSET
+    identity: str | UnsetType = UNSET
+    identity_by: list[str] | UnsetType = UNSET
+    story: str | UnsetType = UNSET
+    since: str | UnsetType = UNSET
+    since_ms: int | UnsetType = UNSET
+    part: str | UnsetType = UNSET
+    empty: bool | UnsetType = UNSET
+    port: str | UnsetType = UNSET
+    hubs: list[str] | UnsetType = UNSET
+    modes: list[str] | UnsetType = UNSET
+    switched_from: list[str] | UnsetType = UNSET
+    blocks: list[BlockInfo] | UnsetType = UNSET
+    networks: list[str] | UnsetType = UNSET
+    mounts: list[str] | UnsetType = UNSET
+    present_ms: int | UnsetType = UNSET
+    bytes_in: int | UnsetType = UNSET
+    bytes_out: int | UnsetType = UNSET
+    usb_requests: int | UnsetType = UNSET
 
 
 class ProtectedInfo(Struct, kw_only=True):
@@ -198,6 +231,8 @@ class Event(Struct, kw_only=True):
     end_time: int | UnsetType = UNSET
     status_id: int | UnsetType = UNSET
     is_alert: bool | UnsetType = UNSET
+    action_id: int | UnsetType = UNSET
+    disposition_id: int | UnsetType = UNSET
     app: Raw | UnsetType = UNSET
     file: dict[str, Any] | UnsetType = UNSET
     peripheral_device: dict[str, Any] | UnsetType = UNSET
@@ -291,6 +326,8 @@ class Seen(Struct):
     peripheral_device: dict[str, Any] = field(default_factory=dict)
     finding_info: dict[str, Any] = field(default_factory=dict)
     message: str = ""
+    action_id: int = 0
+    count: int = 0
 
 
 _decoder = msgspec.json.Decoder(Seen)

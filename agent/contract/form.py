@@ -1,8 +1,8 @@
 """Events of a storm, alike but for a few values: their common bytes are encoded once.
 
 Owns: a `Form` (an event with blanks, as bytes) and `Filled`, one event made with it: a tenth of the memory and a third of the
-work of an `Event`, and to its readers the very same bytes. Must not know what the values mean; whoever makes the form fills
-its blanks in the order in which `event.Event` is encoded. I/O, clock: none.
+work of an `Event`, and to its readers the very same bytes; and when a form pays (`Series`). Must not know what the values mean;
+whoever makes the form fills its blanks in the order in which `event.Event` is encoded. I/O, clock: none.
 """
 
 import re
@@ -90,6 +90,23 @@ class Filled(Struct, gc=False, frozen=True):
     def seal(self, seq: int, epoch: int, prev: bytes) -> bytes:
         """The exact bytes as link `seq` of the chain of `epoch`; `prev` is hash_{seq-1} (32 bytes)."""
         return self.form.seal(self.time, self.uid, self.values, seq, epoch, prev)
+
+
+class Series:
+    """Events of one kind, one after the other: those that follow one like them are made by its `form`."""
+
+    __slots__ = ("_alike", "form")
+
+    def __init__(self) -> None:
+        self._alike: tuple[object, ...] = ()
+        self.form: Form | None = None
+
+    def goes_on(self, *alike: object) -> bool:
+        """Whether the next one has all this in common with the last; if not, it begins anew, without a form."""
+        if alike == self._alike:
+            return True
+        self._alike, self.form = alike, None
+        return False
 
 
 AnyEvent = Event | Filled

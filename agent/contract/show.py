@@ -15,14 +15,16 @@ from msgspec import UNSET
 from agent.contract.codes import CODES, SEVERITIES
 from agent.contract.columns import display_width, fit, harmless, pad, size_text, time_text, window_text
 from agent.contract.event import MediumInfo, Seen, read
-from agent.contract.words import BLIND, REASONS, TAMPERED, TEXTS, Language
+from agent.contract.words import BLIND, DISGUISED, REASONS, TAMPERED, TEXTS, Language
 
-__all__ = ["display_width", "harmless", "line", "machine", "medium_text", "pad", "what", "who"]
+__all__ = ["display_width", "grantee", "harmless", "line", "machine", "medium_text", "pad", "what", "who"]
 
 _COLOURS = {1: "", 2: "", 3: "\x1b[33m", 4: "\x1b[31m", 5: "\x1b[1;31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _UPDATE = 2
 """OCSF activity of a finding that is raised again: protected files reached the medium."""
+_DENIED = 2
+"""OCSF action_id of what was refused"""
 _OPERATIONS = ("reads", "writes", "deletes", "renames")
 
 
@@ -89,6 +91,25 @@ class _Pieces(dict[str, str]):
             return ""
         return self.texts.get(decision, f", {harmless(decision)}")
 
+    def _since(self) -> str:
+        since = self.ours.medium.since if self.ours.medium is not UNSET else UNSET
+        return self.texts.get(f"since.{since}", "") if since is not UNSET else ""
+
+    def _amounts(self) -> str:
+        medium = self.ours.medium
+        if medium is UNSET or medium.bytes_in is UNSET or medium.bytes_out is UNSET:
+            return ""
+        return self.texts["amounts"].format(size_text(medium.bytes_in), size_text(medium.bytes_out))
+
+    def _modes(self) -> str:
+        modes = self.ours.medium.modes if self.ours.medium is not UNSET else UNSET
+        return harmless(", ".join(modes), 80) if modes is not UNSET and modes else self.texts["something"]
+
+    def _disguise(self) -> str:
+        reasons = self.ours.detail.get("reasons")
+        said = [self._word(DISGUISED, each) for each in reasons if isinstance(each, str)] if isinstance(reasons, list) else []
+        return self.texts["more"].format("; ".join(said)) if said else self._more()
+
     def _simulated(self) -> str:
         return self.texts["simulated"] if self.ours.simulated else ""
 
@@ -153,6 +174,23 @@ class _Pieces(dict[str, str]):
             if type(number) is int and number:
                 found.append(self.texts[f"op.{name}"].format(number))
         return self.texts["list"].join(found) or (harmless(self.seen.message) if self.seen.message else self.texts["op.none"])
+
+    def _access(self) -> str:
+        """Who may get at a protected directory (the first time), or may now and may no longer."""
+        first, said = self.ours.detail.get("first") is True, []
+        for key, text in (
+            (("now", "{}"),) if first else (("gained", self.texts["access.gained"]), ("lost", self.texts["access.lost"]))
+        ):
+            listed = self.ours.detail.get(key)
+            grants = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+            for may in ("read", "write", "all"):
+                whom = [grantee(each.get("who"), each.get("people"), self.lang) for each in grants if each.get("may") == may]
+                if whom:
+                    said.append(text.format(self.texts[f"may.{may}"].format(self.texts["list"].join(whom[:12]))))
+        setuid = self.ours.detail.get("setuid")
+        if type(setuid) is int and not first:
+            said.append(self.texts["access.setuid"].format(setuid))
+        return "; ".join(said) or self.texts["access.none"]
 
     def _sensor(self) -> str:
         name = self.ours.detail.get("sensor")
@@ -220,6 +258,20 @@ class _Pieces(dict[str, str]):
         at = self.ours.detail.get("last_seen")
         return time_text(at, self.zone) if type(at) is int else self.texts["never"]
 
+    def _did(self) -> str:
+        """How far a medium was stopped."""
+        listed = self.ours.detail.get("did")
+        codes = [f"did.{code}" for code in listed if isinstance(code, str)] if isinstance(listed, list) else []
+        return self.texts["list"].join(self.texts[code] for code in codes if code in self.texts) or self.texts["did.nothing"]
+
+    def _unlocked_until(self) -> str:
+        at = self.ours.detail.get("until")
+        return time_text(at, self.zone) if type(at) is int else "?"
+
+    def _times(self) -> str:
+        """How many refusals one event stands for, if not for one."""
+        return self.texts["chosen.times"].format(self.seen.count) if self.seen.count > 1 else ""
+
     def _limit(self) -> str:
         return harmless(self.ours.limit.name) if self.ours.limit is not UNSET else "?"
 
@@ -233,6 +285,16 @@ class _Pieces(dict[str, str]):
         return window_text(self.ours.limit.window) if self.ours.limit is not UNSET else "?"
 
 
+def grantee(who: Any, people: Any, lang: Language) -> str:
+    """Whom an entry of the rights lets in: "group contractors (14 people)"."""
+    texts = TEXTS[lang]
+    kind, _, name = who.partition(":") if isinstance(who, str) else ("", "", "")
+    text = texts[f"who.{kind}"].format(harmless(name, 64)) if f"who.{kind}" in texts else texts["something"]
+    if type(people) is not int or people < 1 or kind == "user":
+        return text
+    return texts["who.person" if people == 1 else "who.people"].format(text, people)
+
+
 def what(seen: Seen, lang: Language = "en", zone: tzinfo | None = None) -> str:
     """What happened, as one sentence without time, machine or person."""
     code = seen.metadata.event_code
@@ -241,7 +303,26 @@ def what(seen: Seen, lang: Language = "en", zone: tzinfo | None = None) -> str:
         key = "copy"
     if code == "medium.unapproved" and seen.type_uid % 100 == _UPDATE:
         key = "medium.unapproved.update"
+    act = seen.unmapped.sekisho.detail.get("act")
+    if code == "medium.unapproved" and act in ("stopped", "released", "unlocked"):
+        key = f"medium.unapproved.{act}"
+    if code in ("medium.attached", "medium.detached"):
+        key += _which(seen)
+    if code == "file.written" and seen.action_id == _DENIED:
+        key = "file.written.refused"
     return TEXTS[lang][key].format_map(_Pieces(seen, lang, zone))
+
+
+def _which(seen: Seen) -> str:
+    """Which sentence: of a card or disc in what is there, of a phone in another mode, of what went unseen, or the plain one."""
+    medium = seen.unmapped.sekisho.medium
+    if seen.unmapped.sekisho.detail.get("time") == "unknown":
+        return ".untimed" if seen.metadata.event_code == "medium.detached" else ""
+    if medium is UNSET:
+        return ""
+    if medium.part in ("card", "disc"):
+        return f".{medium.part}"
+    return ".switched" if medium.switched_from is not UNSET and seen.metadata.event_code == "medium.attached" else ""
 
 
 def who(seen: Seen) -> str:

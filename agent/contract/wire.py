@@ -144,7 +144,8 @@ def folded_line(seq: int, digest: bytes) -> bytes:
 class ApprovalEntry(Struct, omit_defaults=True, kw_only=True):
     """One approval in the register: medium `key`, for whom, by whom, why, from when until when (ms; `until` absent: no end).
 
-    `machines` (agent ids or names) and `dirs` (labels or paths of protected directories) empty: all.
+    `machines` (agent ids, names, or "@" and the name of a group) and `dirs` (labels or paths of protected directories) empty:
+    all. `lost`: the medium was reported lost. `once`: good for one plugging in on one machine; `used_by` says on which agent.
     """
 
     id: str
@@ -159,14 +160,19 @@ class ApprovalEntry(Struct, omit_defaults=True, kw_only=True):
     read_only: bool = False
     revoked: bool = False
     reason: str = ""
+    lost: bool = False
+    once: bool = False
+    used_by: str = ""
 
 
 class RegisterBody(Struct, kw_only=True):
-    """The register as signed: `version` grows with each change, `issued_at` is ms by the collector's clock."""
+    """The register as signed: `version` grows with each change, `issued_at` is ms by the collector's clock; `groups` of
+    machines by name."""
 
     version: int
     issued_at: int
     approvals: list[ApprovalEntry] = []
+    groups: dict[str, list[str]] | UnsetType = UNSET
 
 
 class SignedRegister(Struct):

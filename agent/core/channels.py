@@ -86,6 +86,8 @@ class Channels:
             others = self._others(pid, channel)
             if socket and any(each & end for each in others):
                 continue  # they inherited it from somebody
+            if not socket and end == READS | WRITES and any(each & own for each in others):
+                continue  # it holds both ends, and another one does what is asked for: it is the other side itself
             met = (not each or not end or (_fed(end, each, True) if socket else bool(each & missing)) for each in others)
             if not any(met) and not (socket and end == 3):
                 yield channel

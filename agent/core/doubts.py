@@ -19,8 +19,10 @@ from agent.core.reads import Read
 
 WAIT_MS = 300
 _COMPARED = 64
-_MOST_A_SECOND = 64
+_MOST_A_SECOND = 256
 """Comparisons take some milliseconds each of the thread that senses; what is in doubt beyond is told as it was graded"""
+_MOST_GUESSED = 16
+"""The same of files that nothing joins: they must not take the place of those that something does"""
 _PLAIN = 0.9
 _SURE = 0.9
 _LATELY = 16
@@ -29,6 +31,8 @@ _MOST_ELSEWHERE = 4_096
 _MOST_DECOYS = 8
 _AT_ONCE_MS, _BYTES_A_MS = 100, 500
 """A program that cuts what it packs in pieces begins the next one at once, and packs at least so much"""
+_BENEATH_MS = 2_000
+"""The server of a view writes what it was given at once, but the kernel tells of both in either order"""
 _SERVED = ("fuse", "nfs", "cifs", "smb", "9p")
 
 
@@ -36,7 +40,8 @@ class Doubt(NamedTuple):
     """Compare the file at `path` on a medium, of `size` bytes, with the `sources` that it was joined to.
 
     `others` were read meanwhile, too; `whole`: these two are all. `piece`: it may be one of several that hold a source
-    together. `decoys` are unprotected files of its very size. Paths as they were opened.
+    together. `decoys` are unprotected files of its very size. Paths as they were opened. `only`: nothing joins them but the
+    bytes, so it must be told which of the sources are in it.
     """
 
     key: bytes
@@ -47,6 +52,7 @@ class Doubt(NamedTuple):
     whole: bool
     piece: bool
     decoys: list[str]
+    only: bool = False
 
 
 class _Wrote(NamedTuple):
@@ -61,9 +67,10 @@ class Doubts:
     def __init__(self, protected: Callable[[OpenFile], bool]) -> None:
         self._protected = protected
         self.asked: list[Doubt] = []
-        self._open: tuple[Dest, list[Left], list[OpenFile]] | None = None
-        self.until_ms = self._second = self._count = 0
+        self._open: tuple[Dest, list[Left], list[OpenFile], bool] | None = None
+        self.until_ms = self._second = self._count = self._guesses = 0
         self._wrote: dict[tuple[int, str], deque[_Wrote]] = {}
+        self._shown: dict[tuple[str, int], int] = {}
         self._elsewhere: dict[bytes, OpenFile] = {}
         self._sized: dict[int, dict[bytes, None]] = {}
 
@@ -86,6 +93,14 @@ class Doubts:
         wrote.append(_Wrote(dest.key, dest.size or 0, dest.at_ms))
         if len(self._wrote) > _MOST_WRITERS:
             del self._wrote[next(iter(self._wrote))]
+
+    def shown(self, dest: Dest) -> None:
+        """A file was closed in a view of a medium: its server writes the same beneath, for whoever wrote it there."""
+        at = (dest.medium, dest.size or 0)
+        self._shown.pop(at, None)
+        self._shown[at] = dest.at_ms
+        if len(self._shown) > _MOST_WRITERS:
+            del self._shown[next(iter(self._shown))]
 
     def elsewhere(self, file: OpenFile) -> None:
         """An unprotected file was written, or held by who wrote to a medium: what has its bytes has not those of another."""
@@ -124,14 +139,39 @@ class Doubts:
         rest = list(others)[: _COMPARED - len(named)]
         paths = [each.path for each in decoys]
         self.asked.append(Doubt(dest.key, dest.path, dest.size, named, rest, whole, self._piece(dest), paths))
-        self._open, self.until_ms = (dest, left, decoys), now_ms + WAIT_MS
+        self._open, self.until_ms = (dest, left, decoys, False), now_ms + WAIT_MS
         return True
 
+    def ask_only(self, dest: Dest, left: list[Left], now_ms: int) -> bool:
+        """Ask which of these are in a file that nothing joins to them; what the bytes don't say is not in there."""
+        mount = dest.mount
+        if not left or mount is None or mount.view or mount.way != "mount" or mount.fs.startswith(_SERVED):
+            return False
+        if not dest.size or self._open is not None or self._beneath(dest) or not self._may_guess(now_ms):
+            return False
+        sources = list(dict.fromkeys(each.read.opened for each in left))[:_COMPARED]
+        self.asked.append(Doubt(dest.key, dest.path, dest.size, sources, [], False, False, [], True))
+        self._open, self.until_ms = (dest, left, [], True), now_ms + WAIT_MS
+        return True
+
+    def _beneath(self, dest: Dest) -> bool:
+        """Whether it is what a file in a view of this medium, which is told for itself, is made of."""
+        shown_ms = self._shown.get((dest.medium, dest.size or 0))
+        return shown_ms is not None and abs(dest.at_ms - shown_ms) <= _BENEATH_MS
+
     def _may_ask(self, now_ms: int) -> bool:
-        if self._second != now_ms // 1000:
-            self._second, self._count = now_ms // 1000, 0
+        self._begin_second(now_ms)
         self._count += 1
         return self._count <= _MOST_A_SECOND
+
+    def _may_guess(self, now_ms: int) -> bool:
+        self._begin_second(now_ms)
+        self._guesses += 1
+        return self._guesses <= _MOST_GUESSED
+
+    def _begin_second(self, now_ms: int) -> None:
+        if self._second != now_ms // 1000:
+            self._second, self._count, self._guesses = now_ms // 1000, 0, 0
 
     def _decoys(self, dest: Dest, held: list[OpenFile]) -> list[OpenFile]:
         size = dest.size or 0
@@ -154,11 +194,13 @@ class Doubts:
 
     # -- the answer ----------------------------------------------------------------------------------------------------
 
-    def answered(self, alike: str) -> tuple[Dest, list[Left], bool]:
+    def answered(self, alike: str, held: dict[str, int]) -> tuple[Dest, list[Left], bool]:
         """What is in the file that was in doubt; True: it was found not to be what its join said."""
         assert self._open is not None
-        (dest, left, decoys), self._open = self._open, None
+        (dest, left, decoys, only), self._open = self._open, None
         self.asked.clear()
+        if only:
+            return dest, [_sure(each._replace(bytes=held[at])) for each in left if (at := each.read.opened) in held], False
         if alike == "same":
             return dest, [_sure(each) for each in left], False
         if alike == "decoy" and decoys and not any(self._protected(each) for each in decoys):

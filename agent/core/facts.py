@@ -7,10 +7,10 @@ Paths are text as `contract.event.path_text` writes them. A file's `key` names t
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 
 class Parent(Struct, array_like=True):
@@ -69,11 +69,29 @@ class Process(Struct, omit_defaults=True, kw_only=True):
     ended_ms: int | None = None
 
 
+class Block(Struct, omit_defaults=True, kw_only=True):
+    """One block device of something plugged in: `name` as in /dev, `node` "major:minor", `kind` "disk", "partition", or that of
+    the mapped device ("crypt", "lvm", …); `on` is the name of what it lies on. `size` in bytes, 0: no card or disc in it."""
+
+    name: str
+    node: str = ""
+    kind: str = ""
+    on: str = ""
+    size: int | None = None
+    fs: str = ""
+    fs_uuid: str = ""
+    label: str = ""
+
+
 class Device(Struct, omit_defaults=True, kw_only=True):
     """Something plugged in, in raw properties. `id` names it while it is present (sysfs path, or `sim:NAME`).
 
-    `nodes` are its block devices as "major:minor", partitions and what is stacked on them too (`sim:NAME` if simulated).
+    `nodes` are its block devices as "major:minor", partitions and what is stacked on them too (`sim:NAME` if simulated);
+    `blocks` are the same with what is known of each, `networks` its network interfaces.
     `interfaces` are USB "class:subclass:protocol", two hex digits each. `subsystem` and `driver` as udev names them.
+    `port` is where it is plugged in ("1-2.4"), `hubs` the names of the hubs on the way, nearest first; `built_in`: it can't be
+    unplugged, as the firmware says. `types`: it has keys for letters. `since_ms`: when the kernel found it; `hotplugged`: that
+    was while the machine ran, not at its start. None: not known.
     """
 
     id: str
@@ -92,6 +110,14 @@ class Device(Struct, omit_defaults=True, kw_only=True):
     declared_kind: str = ""
     properties: dict[str, str] = {}
     simulated: bool = False
+    blocks: list[Block] = []
+    networks: list[str] = []
+    port: str = ""
+    hubs: list[str] = []
+    built_in: bool | None = None
+    types: bool = False
+    since_ms: int | None = None
+    hotplugged: bool | None = None
 
 
 class Fact(Struct, tag_field="fact", tag=True, omit_defaults=True, kw_only=True):
@@ -118,7 +144,7 @@ class ProcGone(Fact):
     ended_ms: int | None = None
 
 
-class FileFact(Fact):
+class FileFact(Fact, gc=False):
     """A program `pid` (0: not known) did something to the file `key` at `path`."""
 
     pid: int
@@ -126,11 +152,19 @@ class FileFact(Fact):
     path: str
 
 
-class Opened(FileFact):
+class Opened(FileFact, gc=False):
     """A file was opened, to read as far as is known. `size` in bytes if it was looked up."""
 
     size: int | None = None
     inode: int | None = None
+
+
+class MediumRead(FileFact):
+    """A file on a medium was opened, to read as far as is known."""
+
+
+class Executed(FileFact):
+    """A file on a medium was executed: a program, or a script that names what runs it."""
 
 
 class Sized(Fact):
@@ -141,24 +175,28 @@ class Sized(Fact):
     inode: int | None = None
 
 
-class Created(FileFact):
-    """A file was made (empty as yet)."""
+class Created(FileFact, gc=False):
+    """A file was made, empty as yet; or linked, with the `size` that it has."""
+
+    size: int | None = None
 
 
-class Grown(FileFact):
+class Grown(FileFact, gc=False):
     """A file that is being written was looked at: `size` in bytes so far."""
 
     size: int = 0
 
 
-class Closed(FileFact):
+class Closed(FileFact, gc=False):
     """A file that had been open for writing was closed. `size` is None if it could not be looked up any more.
 
     `born_ms`: when it was made, if it lies neither in a protected directory nor on a medium and its file system keeps that.
+    `made`: the program had just made it, and no Created tells of that.
     """
 
     size: int | None = None
     born_ms: int | None = None
+    made: bool = False
 
 
 class Compared(Fact):
@@ -166,13 +204,33 @@ class Compared(Fact):
 
     `key` and `path` are the file's, by its present name; `size` its bytes now. `alike`: "same" (bytes of theirs are in it),
     "part" (it is one piece of the only one, byte for byte), "packed" (no bytes that repeat, and as many as theirs have when
-    packed or encrypted), "other" (neither), "unknown" (they can't be read any more), "gone" (it can't).
+    packed or encrypted), "other" (neither), "unknown" (they can't be read any more), "gone" (it can't). `held`: where that was
+    asked, those of the files that are in it, by the path as it was opened, with the bytes of each.
     """
 
     key: bytes
     path: str
     size: int
     alike: str
+    held: dict[str, int] = {}
+
+
+class Traced(Fact):
+    """What a look says of a file that may have come from a medium, or of a script there, as was wanted.
+
+    `key` and `path` are the file's, by its present name; `size` its bytes now. `how`: "copied" (the bytes of what was read are
+    in it, or it was plainly one file and nothing was compared), "extracted" (out of the archive `source`, by the archive's own
+    list), "unpacked" (new, by who read the packed `source`, whose content was not looked at), "script" (of the medium, run by
+    who opened it), "perhaps_script" (the same, but it does not say itself what runs it), "other" (none of these), "unknown"
+    (what was read can't be looked at any more), "gone" (the file can't). `program`: it can be run.
+    """
+
+    key: bytes
+    path: str
+    how: str
+    size: int = 0
+    source: str = ""
+    program: bool = False
 
 
 class Deleted(FileFact):
@@ -214,11 +272,22 @@ class Unplugged(Fact):
     id: str
 
 
+class Transferred(Fact):
+    """What went over the device `id` since it came, in bytes: `bytes_in` from it to the machine, `bytes_out` to it."""
+
+    id: str
+    bytes_in: int
+    bytes_out: int
+
+
 class Mounted(Fact):
     """A file system appeared at `mount`. `dev` is "major:minor" (or `sim:NAME`); `mount_id` names it in its namespace.
 
     `reach` is the path by which the agent gets there if that is not `mount` (`/proc/PID/root/…` for another namespace).
     `lies_on` is the file (an image under a loop device) or directory (with "/", shown by FUSE) in which its content really is.
+    `far`: the machine that its server was seen to talk to (FUSE), address and port; told again when that is seen.
+    `holds` are block devices ("major:minor") and files that the server of a FUSE file system holds, which names no such source.
+    `autorun` are names of files at its top that ask desktops to run something when it is mounted.
     """
 
     mount_id: int
@@ -233,7 +302,10 @@ class Mounted(Fact):
     namespace: int = 0
     reach: str = ""
     lies_on: str = ""
+    holds: list[str] = []
+    far: str = ""
     cold: bool = False
+    autorun: list[str] = []
 
 
 class Unmounted(Fact):
@@ -260,7 +332,8 @@ class WayHeld(Fact):
     who hold it (`tcp:COOKIE` of a socket, `usb:BUS/DEVICE` of a phone's node). `way` is one of `codes.Way` but "mount".
     `peer` is an address or a service, for people; `device` the `Device.id` of what was plugged in, if it is such a thing.
     `sent` are the bytes that left by it so far, whoever sent them; None where nobody can count them.
-    `since_ms`: not open before this moment, so that all of `sent` left since; None if it may have been open for long.
+    `since_ms`: not open before this moment, so that all of `sent` but the first `idle_sent` left since; None if it may have
+    been open for long.
     `uses`: how often it was spoken to so far, in either direction, where that can be counted and bytes can't; `idle_uses`: the
     same before anybody who holds it now did.
     `began_ms`: when the process that opened it began, if that is known. `feeders` are other processes that were seen to be
@@ -275,6 +348,7 @@ class WayHeld(Fact):
     sent: int | None = None
     uses: int | None = None
     idle_uses: int | None = None
+    idle_sent: int = 0
     since_ms: int | None = None
     began_ms: int | None = None
     feeders: list[int] = []
@@ -327,6 +401,29 @@ class Lost(Fact):
     last_seq: int | None = None
 
 
+class Grant(Struct, array_like=True):
+    """By which entry of the rights somebody may `read` or `write` (or `all`, as root): `who` is `user:NAME`, `group:NAME`,
+    `everyone` or `sudo:NAME`; `names` are the first of the `people` people it lets in, `files` how many files to."""
+
+    who: str
+    may: str
+    names: list[str] = []
+    people: int = 0
+    files: int = 0
+
+
+class Rights(Fact):
+    """Who may get at what is below the protected directory `root`, looked up. `unread` could not be looked at, `setuid` files
+    run with another's rights; `unknown` says what nobody could be asked."""
+
+    root: str
+    grants: list[Grant] = []
+    files: int = 0
+    unread: int = 0
+    setuid: int = 0
+    unknown: list[str] = []
+
+
 class Clock(Fact):
     """The wall clock jumped by `jump_ms`, or the machine was suspended for `suspended_ms`, or the distance to the collector's
     clock is known anew (`offset_ms`)."""
@@ -343,28 +440,66 @@ class Tampered(Fact):
     detail: dict[str, Any] = {}
 
 
-class Approval(Struct, omit_defaults=True, kw_only=True):
-    """One entry of the register. Times in ms; `machines` and `dirs` empty: all."""
+class Approval(Struct, omit_defaults=True, kw_only=True, gc=False):
+    """One entry of the register, as far as it decides (`wire.ApprovalEntry` has the rest). Times in ms; `machines` ("@" before
+    the name of a group) and `dirs` empty: all. `once`: good for one plugging in; `used_by` is the agent that told it."""
 
     id: str
     key: str
-    owner: str = ""
-    approver: str = ""
-    purpose: str = ""
-    since_ms: int = 0
-    until_ms: int | None = None
+    since_ms: int = field(default=0, name="since")
+    until_ms: int | None = field(default=None, name="until")
     machines: list[str] = []
     dirs: list[str] = []
     read_only: bool = False
     revoked: bool = False
-    reason: str = ""
+    lost: bool = False
+    once: bool = False
+    used_by: str = ""
 
 
 class Register(Fact):
-    """The collector's register of media, its signature checked. `version` grows with each change."""
+    """The collector's register of media, its signature checked. `version` grows with each change. `confirmed_ms`: when the
+    collector last said that it is in force, by this machine's clock; 0 if that is not known."""
 
     version: int
     approvals: list[Approval] = []
+    groups: dict[str, list[str]] = {}
+    confirmed_ms: int = 0
+
+
+class RegisterConfirmed(Fact):
+    """The collector said at `at_ms` that the register held is the newest."""
+
+
+class Acted(Fact):
+    """The hand that stops did something to the medium `id` (a `Device.id`), or failed to.
+
+    `did` are stable codes of what holds now and did not before ("read_only", "no_opens", "no_writes", "directories",
+    "deauthorized"), `undid` of what was taken back; `targets` are mount points, nodes and sysfs paths, for people; `failed`
+    one sentence for each thing that could not be done.
+    """
+
+    id: str
+    did: list[str] = []
+    undid: list[str] = []
+    targets: list[str] = []
+    failed: list[str] = []
+
+
+class Refused(FileFact):
+    """An open was refused with EPERM while it was held: `path` on a stopped medium, or a protected file's (`source`) that was
+    to be read by somebody who writes to one."""
+
+    source: bool = False
+
+
+class Unlocked(Fact):
+    """A break-glass code was entered and found good: medium `key` may be used until `until_ms`. `id` names the code."""
+
+    id: str
+    key: str
+    until_ms: int
+    read_only: bool = False
 
 
 class Started(Fact):
@@ -400,17 +535,21 @@ AnyFact = (
     | ProcSeen
     | ProcGone
     | Opened
+    | MediumRead
+    | Executed
     | Sized
     | Created
     | Grown
     | Closed
     | Compared
+    | Traced
     | Deleted
     | Moved
     | Attributes
     | Found
     | Plugged
     | Unplugged
+    | Transferred
     | Mounted
     | Unmounted
     | NodeWritten
@@ -420,15 +559,21 @@ AnyFact = (
     | Session
     | Coverage
     | Lost
+    | Rights
     | Clock
     | Tampered
     | Register
+    | RegisterConfirmed
+    | Acted
+    | Refused
+    | Unlocked
     | Started
     | Stopping
     | Summary
     | Config
 )
 
+_Any = TypeVar("_Any", bound=Fact)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyFact)
 
@@ -438,8 +583,29 @@ class BadFact(ValueError):
 
 
 def write(fact: Fact) -> bytes:
-    """One fact as one line of NDJSON, without the newline."""
-    return _encoder.encode(fact)
+    """One fact as one line of NDJSON, without the newline. What no UTF-8 can carry (half a surrogate pair, as a device's raw
+    bytes may come) is written as "?"."""
+    try:
+        return _encoder.encode(fact)
+    except UnicodeEncodeError:
+        return _encoder.encode(_writable(msgspec.to_builtins(fact, builtin_types=(bytes,))))
+
+
+def writable(fact: _Any) -> _Any:
+    """The same fact, without what no UTF-8 can carry: it comes from devices, and must neither be kept nor told."""
+    try:
+        _encoder.encode(fact)
+    except UnicodeEncodeError:
+        return msgspec.json.decode(write(fact), type=type(fact))
+    return fact
+
+
+def _writable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_writable(key): _writable(each) for key, each in value.items()}
+    return [_writable(each) for each in value] if isinstance(value, list) else value
 
 
 def read(lines: Iterable[bytes]) -> Iterator[AnyFact]:

@@ -39,6 +39,7 @@ _TOLD_LATE_MS = 300
 _SEARCHED = 64
 _MOST_EARLIER = 256
 _ASK_AT_ONCE = 4_000
+_LEAST_GUESS, _MOST_GUESSED, _LATEST = 96, 32, 16
 _Near = tuple[Read, Link, int, float]
 """A read in question, what links it, the pid of its reader if that is not the writer, and how sure it can be at best"""
 
@@ -54,8 +55,10 @@ class _Kin(NamedTuple):
 class Grading:
     """`plain(dest)` at its close, `left(dest)` once it settled. `names` and `last_begun` are kept by `joins`."""
 
-    def __init__(self, people: People, protected: Callable[[OpenFile], bool]) -> None:
-        self._people, self._protected = people, protected
+    def __init__(
+        self, people: People, protected: Callable[[OpenFile], bool], left_behind: Callable[[str], bool] = lambda path: False
+    ) -> None:
+        self._people, self._protected, self._left_behind = people, protected, left_behind
         self.reads = Reads()
         self.names: dict[tuple[int, str], int] = {}
         """How many files of a name each writer is writing now"""
@@ -88,11 +91,14 @@ class Grading:
 
     def ask(self, dest: Dest) -> bool:
         """Want the sizes that `left(dest)` needs and that nobody looked up yet. False if there are none."""
-        own, kin = self._own(dest), self._kin(dest)
+        own = self._own(dest)
+        if own is not None and (read := self._same_name(own, dest, True)) is not None:
+            return self._want(dest.pid, read)
+        kin = self._kin(dest)  # not before: a plain copy has no need of them, and they take 10 µs
+        for each in kin:
+            if (read := self._same_name(each.of, dest, False)) is not None:
+                return self._want(each.pid, read)
         everybody = ((dest.pid, own), *((each.pid, each.of) for each in kin))
-        for pid, of in everybody:
-            if of is not None and (read := self._same_name(of, dest, pid == dest.pid)) is not None:
-                return self._want(pid, read)
         if dest.size == 0 or not self._open_question(dest, own, kin):
             return False
         asked = 0
@@ -109,6 +115,8 @@ class Grading:
                 named = (read for name in dest.names for read in islice(of.named(name), _SEARCHED))
                 lately = takewhile(lambda read: read.last[1] >= since_ms, islice(reversed(of.fresh), _SEARCHED))
                 asked += sum(self._want(pid, read) for read in chain(named, lately))
+        elif not asked:
+            asked = sum(self._want(pid, read) for pid, read in self._others(dest))
         return asked > 0
 
     def _want(self, pid: int, read: Read) -> bool:
@@ -134,9 +142,10 @@ class Grading:
 
     def left(self, dest: Dest) -> list[Left]:
         """What left into a file that has settled."""
-        own, kin = self._own(dest), self._kin(dest)
+        own = self._own(dest)
         if own is not None and (read := self._same_name(own, dest, True)) is not None:
             return [self._one(dest, read, "process", 0.7 if dest.size is None else 0.95 if read.size is not None else 0.8)]
+        kin = self._kin(dest)
         for each in kin:
             if (read := self._same_name(each.of, dest, False)) is not None:
                 sure = 0.7 if dest.size is None else 0.9 if read.size is not None else 0.75
@@ -176,6 +185,34 @@ class Grading:
     def near(self, dest: Dest) -> Iterator[Read]:
         """All reads that can be in a file: what was opened meanwhile by its writer and by who can have handed it on."""
         return (read for read, *_ in self._near(dest, self._own(dest), self._kin(dest)))
+
+    def guessed(self, dest: Dest) -> list[Left]:
+        """What may be in a file that nothing joins, if its bytes say so: a little of what its writer or kin read (an extract,
+        or packed far below what was read); else what others read lately: a service, a server of files or of a database, or the
+        kernel wrote it for them, or they read for it. Each file once, by who read it last; and none by the path of a copy that
+        is there no more, as the bytes there now are others."""
+        if not dest.size or dest.size < _LEAST_GUESS or not dest.pid or dest.found:
+            return []
+        near = (each for each in self._near(dest, self._own(dest), self._kin(dest)) if self._lies_there(each[0]))
+        if got := {read.opened: (read, link, pid, most) for read, link, pid, most in islice(near, _MOST_GUESSED)}:
+            return [self._one(dest, read, link, min(0.5, most), pid) for read, link, pid, most in got.values()]
+        latest: dict[str, tuple[int, Read]] = {}
+        for pid, read in self._others(dest):
+            if read.size and self._lies_there(read):
+                latest.setdefault(read.opened, (pid, read))
+        others = list(latest.values())
+        others.sort(key=lambda each: (each[1].size != dest.size, -(each[1].size or 0)))  # of many, most are small
+        return [self._one(dest, read, "time", 0.3, pid) for pid, read in others[:_MOST_GUESSED]]
+
+    def _lies_there(self, read: Read) -> bool:
+        return not read.via or not self._left_behind(read.via)
+
+    def _others(self, dest: Dest) -> Iterator[tuple[int, Read]]:
+        """What was read just now by those who have to do with the writer in no way that was seen, the latest of each."""
+        since_ms = dest.at_ms - _TIME_ALONE_MS
+        for pid, of in islice(self.reads.everyone(), _SEARCHED):
+            for read in islice(takewhile(lambda read: read.last_ms >= since_ms, reversed(of.fresh)), _LATEST):
+                yield pid, read
 
     def _own(self, dest: Dest) -> ReadsOf | None:
         return self.reads.of(dest.pid) if dest.pid else None
@@ -266,7 +303,11 @@ class Grading:
     def _same_size(self, dest: Dest, of: ReadsOf, link: Link, kin: _Kin | None = None) -> list[Left]:
         """The one read of exactly the size that arrived."""
         sizes = {dest.size, (dest.size or 0) - dest.base} - {None, 0}
-        same = [read for size in sizes for read in islice(of.sized(size), _SEARCHED) if read.since[0] < dest.closed_order]  # type: ignore[arg-type]
+        every = [read for size in sizes for read in islice(of.sized(size), _SEARCHED)]  # type: ignore[arg-type]
+        same = [read for read in every if read.since[0] < dest.closed_order]
+        if kin is None and not same:  # its opening and its close are told as one, before what it read in between
+            late = self.last_begun.get(dest.pid, 0) <= dest.first_order
+            same = [read for read in every if late and read.since[1] <= dest.at_ms]
         same = [read for read in same if not self._reserved(dest, read) and (read.fresh or kin is None or not of.joined)]
         pid, most = (0, 1.0) if kin is None else (kin.pid, kin.most)
         fresh = [read for read in same if read.fresh]
@@ -355,16 +396,16 @@ class Grading:
 
     def _by_time(self, dest: Dest) -> list[Left]:
         """Nobody knows the writer: somebody lately read a file of this name and size, or just now the only one of this size."""
-        same: dict[str, Read] = {}
-        for _, of in islice(self.reads.everyone(), 256):
+        same: dict[str, tuple[Read, int]] = {}
+        for pid, of in islice(self.reads.everyone(), 256):
             for name in dest.names:
                 for read in islice(of.named(name), _SEARCHED):
                     if read.size == dest.size and dest.at_ms - read.last_ms <= _TIME_MS:
-                        return [self._one(dest, read, "time", 0.4)]
+                        return [self._one(dest, read, "time", 0.4, pid)]
             for read in islice(of.sized(dest.size or -1), _SEARCHED) if not dest.pid else ():
                 if dest.at_ms - read.last_ms <= _TIME_ALONE_MS:
-                    same[read.opened] = read
-        return [Left(next(iter(same.values())), dest.size, "time", 0.3)] if len(same) == 1 else []
+                    same[read.opened] = read, pid if read.opened not in same else 0
+        return [Left(read, dest.size, "time", 0.3, pid) for read, pid in same.values()] if len(same) == 1 else []
 
 
 def _fits(read: Read, size: int | None) -> bool:

@@ -28,6 +28,7 @@ SETTLE_MS = 300
 _FOUND_SETTLE_MS = 1_000
 _MOST_OPEN = 20_000
 _MOST_RECENT = 4_096
+_MOST_READERS = 256
 _RECENT_MS = 60_000
 _TELL_EVERY_MS = 60_000
 _MATTERS_MS = 900_000
@@ -70,10 +71,14 @@ class Joins:
     """Fed with reads and with what happens on media; yields arrivals, at once or from `due`."""
 
     def __init__(
-        self, people: People, protected: Callable[[OpenFile], bool], known_as: Callable[[OpenFile], Known | None]
+        self,
+        people: People,
+        protected: Callable[[OpenFile], bool],
+        known_as: Callable[[OpenFile], Known | None],
+        left_behind: Callable[[str], bool] = lambda path: False,
     ) -> None:
         self._people, self._known_as = people, known_as
-        self._grading = Grading(people, protected)
+        self._grading = Grading(people, protected, left_behind)
         self._doubts = Doubts(protected)
         self.doubtful, self._later = self._doubts.asked, deque[Dest]()
         self.reads = self._grading.reads
@@ -128,11 +133,12 @@ class Joins:
         self._asking.append(dest.key)
         return []
 
-    def closed(self, fact: FileFact, mount: Mount, size: int | None) -> Settled | None:
+    def closed(self, fact: Closed, mount: Mount, size: int | None) -> Settled | None:
         """A writer closed a file on a medium: an arrival if it is plainly a copy, else it settles first."""
         dest = self._settling.pop(fact.key, None)
         if dest is None:
-            dest = self._open.pop(fact.key, None) or self._begin(fact, mount, False)
+            dest = None if fact.made else self._open.pop(fact.key, None)
+            dest = dest or self._begin(fact, mount, fact.made)
             self._open.pop(fact.key, None)
         self._order += 1
         dest.closed_order, dest.at_ms = self._order, fact.at_ms
@@ -141,9 +147,13 @@ class Joins:
         known = self._recent.get(fact.key)
         if known is not None:
             dest.before = known.size
+        if mount.view:
+            self._doubts.shown(dest)
         left = self._grading.plain(dest)
         if left is not None:
             return self._arrive(dest, [left])
+        if dest.size is None:  # its medium went: what it has of a name is the size that left
+            self._grading.ask(dest)
         self._grading.wrote(dest)
         self._doubts.wrote(dest)
         if self._grading.wanted:
@@ -174,7 +184,7 @@ class Joins:
         """What the bytes of a file in doubt say; then those that waited for it are decided. None: it was no such file."""
         if self._doubts.open is None or fact.key != self._doubts.open:
             return None
-        return self._resolved(fact.alike)
+        return self._resolved(fact.alike, held=fact.held)
 
     def found(self, fact: FileFact, mount: Mount, size: int) -> None:
         """A file was met on a medium by looking: it settles, in case that its close is told yet."""
@@ -315,9 +325,11 @@ class Joins:
                 arrivals.append(arrival)
         return arrivals
 
-    def _resolved(self, alike: str, last: bool = False) -> list[Settled]:
+    def _resolved(self, alike: str, last: bool = False, held: dict[str, int] | None = None) -> list[Settled]:
         """The file in doubt is decided, and what waited for it, until another one is in doubt; `last`: none can be."""
-        dest, left, wrong = self._doubts.answered(alike)
+        dest, left, wrong = self._doubts.answered(alike, held or {})
+        if not dest.pid and len(left) == 1 and left[0].link == "content":
+            dest.pid = self._only_reader(left[0])
         if wrong:
             self._grading.disproved(dest)
         arrivals = [self._arrive(dest, left)]
@@ -325,6 +337,12 @@ class Joins:
             arrival = self._decide(self._later.popleft(), last)
             arrivals += [arrival] if arrival is not None else []
         return arrivals
+
+    def _only_reader(self, left: Left) -> int:
+        """Who read what the bytes say is there, if nobody else did; nobody was seen to write it."""
+        opened = left.read.opened
+        readers = [pid for pid, of in islice(self.reads.everyone(), _MOST_READERS) if of.opened(opened)]
+        return readers[0] if readers == [left.pid] else 0
 
     def _at_once(self, dest: Dest) -> list[Settled]:
         """A file elsewhere that somebody wrote who had read something; anything else settles first."""
@@ -396,6 +414,8 @@ class Joins:
             self._unname(dest)
             return None
         if left and not last and self._doubts.ask(dest, left, lambda: self._grading.near(dest), self._held(dest), self._now_ms):
+            return None
+        if not left and not last and self._doubts.ask_only(dest, self._grading.guessed(dest), self._now_ms):
             return None
         return self._arrive(dest, left)
 

@@ -6,6 +6,7 @@ findings, and the order in which they are asked for one file. Must not know how 
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from msgspec import Raw
 
@@ -13,13 +14,22 @@ from agent.contract.codes import CODES, LOW, MEDIUM
 from agent.contract.event import Event, ProtectedInfo
 from agent.contract.form import AnyEvent
 from agent.core.grading import Left
+from agent.core.inbound import Brought
 from agent.core.joins import Arrival
 from agent.core.limits import Limits
 from agent.core.media import Media, Medium, Mount
 from agent.core.ocsf import Writer
 from agent.core.people import Entry, People
 from agent.core.places import Places, ProtectedDir, below
-from agent.core.policy import Raise, StagedOut, Unapproved, attached_severity, copied_out_severity, staged_severity
+from agent.core.policy import (
+    Raise,
+    StagedOut,
+    Unapproved,
+    attached_severity,
+    brought_in_severity,
+    copied_out_severity,
+    staged_severity,
+)
 from agent.core.reads import ReadStaged
 from agent.core.register import MediaRegister, Verdict
 from agent.core.staging import Copy
@@ -43,10 +53,12 @@ class Judging:
         """What the register says of a medium."""
         return self.register.decide(medium.key, at_ms)
 
-    def left(self, arrival: Arrival | Departure, left: Left | None, events: list[AnyEvent]) -> None:
+    def left(self, arrival: Arrival | Departure | Brought, left: Left | None, events: list[AnyEvent]) -> None:
         """One source that left, or one unprotected file that was written: decide, tell, count, judge. Adds to `events`."""
-        if isinstance(arrival, Departure):
-            if left is not None:
+        if not isinstance(arrival, Arrival):
+            if isinstance(arrival, Brought):
+                events.append(self._brought(arrival))
+            elif left is not None:
                 self._sent(arrival, left, events)
             return
         mount, entry = arrival.mount, self._people.who(arrival.pid)
@@ -71,16 +83,24 @@ class Judging:
                 events.append(self._finding(due, mount.medium, mount, verdict, event, arrival.at_ms))
         self._count(entry, arrival.at_ms, left, event, mount.way, events)
 
-    def staged(self, copy: Copy) -> Iterator[Event]:
+    def staged(self, copy: Copy) -> Iterator[AnyEvent]:
         """A copy of protected content was made elsewhere: one event a source."""
         entry = self._people.who(copy.written.pid)
         for left in copy.left:
-            at, path = left.read.root, left.read.path
+            at = left.read.root
             root = self._places.root(at) or ProtectedDir(path=at, label=at)
-            protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, path))
-            event = self._writer.staged(copy.written, left, protected, entry)
-            copy.staged.uid = copy.staged.uid or event.metadata.uid
-            yield event
+            yield self._writer.staged(copy.written, left, root, entry)
+
+    def _brought(self, brought: Brought) -> AnyEvent:
+        """A file that came from a medium: onto the machine, or to be run from there."""
+        verdict = self.decide(brought.mount.medium, brought.at_ms)
+        severity = brought_in_severity(verdict.decision, self.require_approval, brought.program, brought.how)
+        root = self._places.of(brought.path)[0] if brought.path else None
+        protected = None
+        if root is not None:
+            protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, brought.path))
+        entry = self._people.who(brought.pid)
+        return self._writer.brought_in(brought, entry, verdict, severity, protected, self.record_names)
 
     def _sent(self, departure: Departure, left: Left, events: list[AnyEvent]) -> None:
         """One source that left by a way that is no mount; onto a device that is a medium, the register is asked as well."""
@@ -117,27 +137,32 @@ class Judging:
         for passed in self.limits.add(person, at_ms, left.bytes or 0, left.read.path, event.uid, way):
             events.append(self._writer.limit_passed(passed, event, at_ms))
 
-    def attached(self, medium: Medium, at_ms: int, cold: bool) -> Event:
-        """A medium was plugged in."""
+    def attached(self, medium: Medium, at_ms: int, cold: bool, story: dict[str, Any]) -> Event:
+        """A medium was plugged in. `story`: what else is known of it, fields of `event.MediumInfo`."""
+        self.register.plugged(medium.key, at_ms)
         verdict = self.decide(medium, at_ms)
         severity = attached_severity(verdict.decision, self.require_approval)
-        event = self._writer.attached(medium, verdict, severity, self._people.session, at_ms, cold)
+        event = self._writer.attached(medium, verdict, severity, self._people.session, at_ms, cold, story)
         self._attached[medium.id] = event
         return event
 
-    def detached(self, medium: Medium, at_ms: int) -> Event:
+    def detached(self, medium: Medium, at_ms: int, story: dict[str, Any]) -> Event:
         """It is gone; the next time it is a new incident."""
         self.unapproved.gone(medium)
         self._attached.pop(medium.id, None)
-        return self._writer.detached(medium, self.decide(medium, at_ms), self._people.session, at_ms)
+        event = self._writer.detached(medium, self.decide(medium, at_ms), self._people.session, at_ms, story)
+        self.register.unplugged(medium.key)
+        return event
 
     def review(self, medium: Medium, at_ms: int) -> Iterator[Event]:
         """Whether a medium that is there is a finding (now: it was plugged in, the register changed, an approval ended)."""
         attached = self._attached.get(medium.id)
         if not self.require_approval or attached is None:
             return
+        self.register.plugged(medium.key, at_ms)
         mounts, verdict = self._media.of(medium), self.decide(medium, at_ms)
-        due = self.unapproved.judge(medium, verdict.decision, attached.metadata.uid, bool(mounts), self._new_uid)
+        uid, lost = attached.metadata.uid, verdict.reason == "lost"
+        due = self.unapproved.judge(medium, verdict.decision, uid, bool(mounts), self._new_uid, lost=lost)
         if due is not None:
             yield self._finding(due, medium, mounts[0] if mounts else None, verdict, attached, at_ms)
 

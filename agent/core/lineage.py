@@ -6,24 +6,26 @@ moved out. What is dropped for room is counted (`dropped`). Must not know who do
 a file is a copy (`staging`). From `pipeline` (what happened to protected files) to `joins` (reads by another name count as
 reads of the origin) and back to `pipeline` (a read of a copy is a read of each of its sources).
 
-A key names an inode with its generation, so that another file in its place has another key. Sources are shared between the
-copies that have them: 20,000 copies take some 12 MiB.
+A key names an inode with its generation, so that another file in its place has another key. What is known of a copy is kept
+as bytes and read when it is asked for, as whoever copies a tree makes thousands: 20,000 copies take some 9 MiB, not 17.
 """
 
 from itertools import islice
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct, structs
 
 _MOST = 20_000
 _MOST_DIRS = 500
 MOST_STAGED = 20_000
 MOST_SOURCES = 40_000
 MOST_OF_ONE = 2_000
+_MOST_LEFT_BEHIND = 1_000
 _MOST_VIA = 4
 _KEPT_MS = 90 * 86_400_000
 _GONE_MS = 900_000
 """A copy that was removed is known for a while: whoever read it before may still be writing."""
+_SEEN_EVERY_MS = 60_000
 
 
 class Origin(Struct, array_like=True):
@@ -43,7 +45,7 @@ class Source(Struct, array_like=True, frozen=True, gc=False):
     size: int | None = None
 
 
-class Staged(Struct, gc=False):
+class Staged(Struct, array_like=True, frozen=True, gc=False):
     """A copy of protected content elsewhere. `via`: the copies it was made of, first to last; `uid`: that of its event;
     `part`: it is one piece of its source, so that its bytes are not the source's."""
 
@@ -53,25 +55,16 @@ class Staged(Struct, gc=False):
     via: tuple[str, ...]
     uid: str
     seen_ms: int
-    gone_ms: int = 0
     part: bool = False
 
 
-class _KeptStaged(Struct, array_like=True):
-    path: str
-    size: int
-    sources: list[int]
-    via: list[str]
-    uid: str
-    seen_ms: int
-    part: bool = False
+_pack, _unpack = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(Staged).decode
 
 
 class _Kept(Struct, array_like=True):
     files: dict[bytes, Origin]
     dirs: dict[str, Origin]
-    sources: list[Source] = []
-    staged: dict[bytes, _KeptStaged] = {}
+    staged: dict[bytes, Raw] = {}
 
 
 class Lineage:
@@ -81,24 +74,14 @@ class Lineage:
         self._files: dict[bytes, Origin] = {}
         self._dirs: dict[str, Origin] = {}
         self._views: dict[tuple[int, int], tuple[str, Origin]] = {}
-        self._staged: dict[bytes, Staged] = {}
+        self._staged: dict[bytes, bytes] = {}
+        self._gone: dict[bytes, int] = {}
         self._at: dict[str, bytes] = {}
+        self._left_behind: dict[str, None] = {}
         self._sources = 0
-        self._encoded = b""
         self.keep_ms = _KEPT_MS
-        self.dropped = 0
-        self._changed = False
-
-    @property
-    def changed(self) -> bool:
-        """Whether there is something new to keep."""
-        return self._changed
-
-    @changed.setter
-    def changed(self, new: bool) -> None:
-        self._changed = new
-        if new:
-            self._encoded = b""
+        self.dropped = self._swept_ms = 0
+        self.changed = False
 
     def learn(self, key: bytes, path: str, root: str, how: str, at_ms: int) -> None:
         """The file `key`, protected as `path`, can be reached from outside now."""
@@ -155,74 +138,104 @@ class Lineage:
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
-    def stage(self, key: bytes, copy: Staged) -> bool:
-        """The file `key` is a copy. False if that was known already, with the same sources."""
+    def stage(self, key: bytes, copy: Staged, gone_ms: int = 0) -> bool:
+        """The file `key` is a copy, removed at `gone_ms` if not 0. False if that was known already, with the same sources."""
         if len(copy.sources) > MOST_OF_ONE:
             self.dropped += len(copy.sources) - MOST_OF_ONE
-            copy.sources = copy.sources[:MOST_OF_ONE]
-        copy.via = copy.via[:1] + copy.via[1:][-(_MOST_VIA - 1) :]
-        known = self._staged.get(key)
-        same = known is not None and set(known.sources) == set(copy.sources)
+        sources = copy.sources[:MOST_OF_ONE]
+        copy = structs.replace(copy, sources=sources, via=copy.via[:1] + copy.via[1:][-(_MOST_VIA - 1) :])
+        known = self.staged(key)
+        same = known is not None and set(known.sources) == set(sources)
         if known is not None:
-            copy.uid = known.uid if same else copy.uid
-            copy.sources = known.sources if same else copy.sources
+            copy = structs.replace(copy, uid=known.uid, sources=known.sources) if same else copy
             self.end(key)
-        self._staged[key] = copy
+        self._staged[key] = _pack(copy)
         self._at[copy.path] = key
+        self._left_behind.pop(copy.path, None)
         self._sources += len(copy.sources)
+        if gone_ms:
+            self._gone[key] = gone_ms
+            self._leave(copy.path)
         self.changed = True
         while len(self._staged) > 1 and (len(self._staged) > MOST_STAGED or self._sources > MOST_SOURCES):
             oldest = next(iter(self._staged))
-            self.dropped += not self._staged[oldest].gone_ms
+            self.dropped += oldest not in self._gone
             self.end(oldest)
         return not same
 
+    def told(self, key: bytes, uid: str) -> None:
+        """The first event that tells of a copy is this one."""
+        copy = self.staged(key)
+        if copy is not None and not copy.uid:
+            self._staged[key] = _pack(structs.replace(copy, uid=uid))
+            self.changed = True
+
     def staged(self, key: bytes) -> Staged | None:
         """The copy that this file is."""
-        return self._staged.get(key)
+        packed = self._staged.get(key)
+        return None if packed is None else _unpack(packed)
 
     def staged_at(self, path: str) -> Staged | None:
         """The copy that lies, or lately lay, at this path."""
         key = self._at.get(path)
-        return None if key is None else self._staged.get(key)
+        return None if key is None else self.staged(key)
+
+    def left_behind(self, path: str) -> bool:
+        """Whether a copy lay at this path until it was overwritten, removed or moved: what lies there now is something else."""
+        return path in self._left_behind
+
+    def _leave(self, path: str) -> None:
+        self._left_behind[path] = None
+        if len(self._left_behind) > _MOST_LEFT_BEHIND:
+            del self._left_behind[next(iter(self._left_behind))]
 
     def opened(self, key: bytes, path: str, at_ms: int) -> Staged | None:
-        """A file was opened by this path: the copy that it is, which counts as seen now."""
-        copy = self._staged.get(key)
-        if copy is not None:
-            copy.seen_ms = max(copy.seen_ms, at_ms)
+        """A file was opened by this path: the copy that it is, which counts as seen about now."""
+        copy = self.staged(key)
+        if copy is not None and at_ms - copy.seen_ms >= _SEEN_EVERY_MS:
+            copy = structs.replace(copy, seen_ms=at_ms)
+            self._staged[key] = _pack(copy)
+        if copy is not None and copy.path != path:
             self.moved(key, path)
         return copy
 
     def moved(self, key: bytes, path: str) -> None:
         """A copy has another path now."""
-        copy = self._staged.get(key)
+        copy = self.staged(key)
         if copy is not None and path and copy.path != path:
             if self._at.get(copy.path) == key:
                 del self._at[copy.path]
-            copy.path, copy.gone_ms = path, 0
+                self._leave(copy.path)
+            self._staged[key] = _pack(structs.replace(copy, path=path))
+            self._gone.pop(key, None)
             self._at[path] = key
+            self._left_behind.pop(path, None)
             self.changed = True
 
     def gone(self, key: bytes, at_ms: int) -> None:
         """A copy was removed."""
-        copy = self._staged.get(key)
-        if copy is not None and not copy.gone_ms:
-            copy.gone_ms = at_ms
+        copy = self.staged(key) if key not in self._gone else None
+        if copy is not None:
+            self._gone[key] = at_ms
+            if self._at.get(copy.path) == key:
+                self._leave(copy.path)
             self.changed = True
 
     def end(self, key: bytes) -> None:
         """A file is no copy any more: it was overwritten with something else."""
-        copy = self._staged.pop(key, None)
+        copy = self.staged(key)
         if copy is not None:
+            del self._staged[key]
+            self._gone.pop(key, None)
             self._sources -= len(copy.sources)
             if self._at.get(copy.path) == key:
                 del self._at[copy.path]
+                self._leave(copy.path)
             self.changed = True
 
     def copies(self) -> list[tuple[bytes, str]]:
         """Key and path of every copy that is there."""
-        return [(key, copy.path) for key, copy in self._staged.items() if not copy.gone_ms]
+        return [(key, _unpack(packed).path) for key, packed in self._staged.items() if key not in self._gone]
 
     # -- time and restarts ---------------------------------------------------------------------------------------------
 
@@ -233,35 +246,26 @@ class Lineage:
         self._dirs = {path: each for path, each in self._dirs.items() if now_ms - each.seen_ms <= self.keep_ms}
         if (files, dirs) != (len(self._files), len(self._dirs)):
             self.changed = True
-        for key, copy in list(self._staged.items()):
-            if now_ms - copy.seen_ms > self.keep_ms or (copy.gone_ms and now_ms - copy.gone_ms > _GONE_MS):
+        for key in [key for key, gone_ms in self._gone.items() if now_ms - gone_ms > _GONE_MS]:
+            self.end(key)
+        if not 0 <= now_ms - self._swept_ms < _SEEN_EVERY_MS:
+            self._swept_ms = now_ms
+            for key in [key for key, each in self._staged.items() if now_ms - _unpack(each).seen_ms > self.keep_ms]:
                 self.end(key)
 
     def to_bytes(self) -> bytes:
         """What is kept over a restart."""
-        if not self._encoded:
-            numbers: dict[Source, int] = {}
-            staged = {}
-            for key, copy in self._staged.items():
-                if not copy.gone_ms:
-                    at = [numbers.setdefault(source, len(numbers)) for source in copy.sources]
-                    staged[key] = _KeptStaged(copy.path, copy.size, at, list(copy.via), copy.uid, copy.seen_ms, copy.part)
-            self._encoded = msgspec.msgpack.encode(_Kept(self._files, self._dirs, list(numbers), staged))
-        return self._encoded
+        there = {key: Raw(packed) for key, packed in self._staged.items() if key not in self._gone}
+        return msgspec.msgpack.encode(_Kept(self._files, self._dirs, there))
 
     def from_bytes(self, data: bytes) -> None:
         """Take back what `to_bytes` gave. Raises msgspec.MsgspecError."""
         kept = msgspec.msgpack.decode(data, type=_Kept)
+        staged = [(key, bytes(packed), _unpack(packed)) for key, packed in islice(kept.staged.items(), MOST_STAGED)]
         self._files, self._dirs = kept.files, kept.dirs
-        self._staged, self._at, self._sources = {}, {}, 0
-        for key, each in islice(kept.staged.items(), MOST_STAGED):
-            if any(not 0 <= number < len(kept.sources) for number in each.sources):
-                raise msgspec.ValidationError("a copy names a source that was not kept")
-            sources = tuple(kept.sources[number] for number in each.sources)
-            self._staged[key] = Staged(each.path, each.size, sources, tuple(each.via), each.uid, each.seen_ms, part=each.part)
-            self._at[each.path] = key
-            self._sources += len(sources)
-        self._encoded = b""
+        self._staged = {key: packed for key, packed, _ in staged}
+        self._gone, self._at = {}, {copy.path: key for key, _, copy in staged}
+        self._sources = sum(len(copy.sources) for *_, copy in staged)
 
     def __len__(self) -> int:
         """How many copies are known."""

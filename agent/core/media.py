@@ -12,25 +12,34 @@ one that its maker gives to every piece, ends in `:noserial`: such a key is weak
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from agent.contract.codes import MediumKind
+from agent.contract.mediakey import key_of, slug
 from agent.core.facts import Device, Mounted, Plugged, Unmounted, Unplugged
 
 _KINDS = get_args(MediumKind)
+NO_SERIAL = ":noserial"
+"""How a key ends that many pieces share"""
 _SHARE_ID = "share:"
 _MAX_TEXT = 256
-_NOT_UNIQUE = {"0123456789abcdef", "123456789abcdef", "0123456789", "1234567890", "123456789012", "none", "unknown"}
-_USB_STORAGE, _USB_IMAGE, _USB_INPUT, _USB_HUB = "08", "06", "03", "09"
+_USB_STORAGE, _USB_IMAGE, _USB_HUB = "08", "06", "09"
+_KEYBOARD = re.compile(r"03:..:01")
+"""A keyboard as a PC's firmware uses it (USB HID 1.11, appendix E.3); of others their keys tell (`Device.types`)"""
+_USB_OPTICAL = "08:02:"
+"""Storage that speaks the commands of CD drives (USB Mass Storage Class overview, table 2: MMC)"""
+_FAR_BUSES = {"nbd", "iscsi", "nvme-tcp", "nvme-rdma", "nvme-fc"}
+"""Block devices whose other end is another machine"""
+_MOST_PHONES = 64
 _USB_NETWORK = {"e0", "02", "0a"}
 _USB_HARMLESS = {"01", "0b", "0d", "0e", "09"}
 """Audio, smart card, content security, video, hub: no files go that way."""
 _SHARES = {
     *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "davfs", "ceph", "afs", "coda", "lustre", "ncpfs"),
-    *("fuse.gvfsd-fuse", "fuse.s3fs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs"),
+    *("fuse.gvfsd-fuse", "fuse.s3fs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.xrdp-chansrv"),
 }
 """File system types that lie on another machine"""
 _FAR_SOURCE = re.compile(r"//|[^/]*:")
@@ -78,6 +87,8 @@ class Mount(Struct, kw_only=True, eq=False):
     cold: bool = False
     view: bool = False
     """A server on this machine shows a directory of the medium here in another form (FUSE)"""
+    autorun: tuple[str, ...] = ()
+    """Files at its top that ask to be run when it is mounted"""
     way: str = "mount"
     peer: str = ""
     """The server, if what is written here leaves by the `way` "network"; then `medium` stands for it, and is never present."""
@@ -104,17 +115,17 @@ def clean(text: str) -> str:
     return " ".join(shown.split())[:_MAX_TEXT]
 
 
-def _slug(text: str, most: int = 64) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_")[:most]
+def types(device: Device) -> bool:
+    """Whether it can type: it has keys for letters, or an interface that says it is a keyboard."""
+    return device.types or any(map(_KEYBOARD.match, device.interfaces))
 
 
-def key_of(bus: str, vendor: str, model: str, serial: str, vendor_id: str, product_id: str) -> str:
-    """The stable key of a medium (form: see the module's note). Arguments are cleaned already."""
-    unique = _slug(serial)
-    if len(set(unique.lower())) < 2 or unique.lower() in _NOT_UNIQUE:
-        unique = "noserial"
-    maker = _slug(vendor_id.lower()) or _slug(vendor.lower()) or "?"
-    return f"{_slug(bus.lower()) or '?'}:{maker}:{_slug(product_id.lower()) or _slug(model.lower()) or '?'}:{unique}"
+def empty(device: Device) -> bool:
+    """Whether it is there to take a card or a disc, and has none in it; a disk of no size is a card reader's slot."""
+    if device.properties.get("ID_CDROM") == "1":
+        return device.properties.get("ID_CDROM_MEDIA") != "1"
+    disks = [each for each in device.blocks if each.kind == "disk" and not each.on]
+    return bool(disks) and all(each.size == 0 for each in disks)
 
 
 def _kind(device: Device, classes: set[str]) -> MediumKind:
@@ -122,17 +133,20 @@ def _kind(device: Device, classes: set[str]) -> MediumKind:
     if device.simulated and device.declared_kind in _KINDS:
         return device.declared_kind  # type: ignore[return-value]
     said = device.properties
-    if said.get("ID_CDROM") == "1":
+    if device.bus in _FAR_BUSES or (device.networks and not device.nodes):
+        return "network"
+    if said.get("ID_CDROM") == "1" or any(each.startswith(_USB_OPTICAL) for each in device.interfaces):
         return "optical"
     if said.get("ID_MTP_DEVICE") == "1" or said.get("ID_GPHOTO2") == "1" or _USB_IMAGE in classes:
         return "phone"
-    if said.get("ID_DRIVE_FLASH_SD") == "1" or device.bus == "mmc" or device.subsystem == "mmc":
+    slots = any(each.size == 0 and not each.on for each in device.blocks if each.kind == "disk")
+    if said.get("ID_DRIVE_FLASH_SD") == "1" or device.bus == "mmc" or device.subsystem == "mmc" or slots:
         return "reader"
     if _USB_STORAGE in classes or device.subsystem == "block" or device.nodes:
         return "storage"
     if classes & _USB_NETWORK:
         return "network"
-    return "keyboard" if _USB_INPUT in classes else "other"
+    return "keyboard" if types(device) else "other"
 
 
 def _outside(device: Device, classes: set[str]) -> bool:
@@ -142,6 +156,10 @@ def _outside(device: Device, classes: set[str]) -> bool:
     said = device.properties
     if device.subsystem == "bluetooth":
         return said.get("DEVTYPE") != "host"  # the machine's own adapter is no medium, a connected peer is
+    if device.built_in and not device.nodes:
+        return False
+    if device.hotplugged and device.subsystem == "block":
+        return True  # a disk that came while the machine ran, on whatever bus
     if device.bus in _OUTSIDE_BUSES or device.subsystem in _OUTSIDE_BUSES:
         return bool(device.nodes) or not classes or bool(classes - _USB_HARMLESS)
     return device.removable is True or said.get("ID_CDROM") == "1" or said.get("ID_DRIVE_FLASH_SD") == "1"
@@ -175,9 +193,10 @@ def share_of(told: Mounted) -> Medium | None:
     """What stands for the server of a file system on another machine; None if it is here. A machine that lives on one (its
     "/" is there) has nowhere else to write to."""
     far = told.fs in _SHARES or (told.fs.startswith("fuse.") and _FAR_SOURCE.match(told.source) is not None)
-    if not far or told.mount == "/":
+    if not (far or told.far) or told.mount == "/":
         return None
-    return Medium(id=f"{_SHARE_ID}{told.namespace}:{told.mount_id}", key=f"net:{_slug(told.source)}", kind="other")
+    named = told.source if far else told.far
+    return Medium(id=f"{_SHARE_ID}{told.namespace}:{told.mount_id}", key=f"net:{slug(named)}", kind="other")
 
 
 class Media:
@@ -189,6 +208,7 @@ class Media:
         """Mounts of media; they outlive a medium that was pulled, until they are told as gone."""
         self._told: dict[tuple[int, int], Mounted] = {}
         self._deepest_first: list[Mount] = []
+        self._phones: dict[str, None] = {}
         self.shares = True
         """Whether file systems on other machines count as a way out"""
 
@@ -198,12 +218,31 @@ class Media:
         if medium is None:
             return None, False, []
         known = self.present.get(medium.id)
+        medium = self._lasting(medium, known)
         self.present[medium.id] = medium
         for mount in self.mounts.values():
             if mount.medium is known:
                 mount.medium = medium
         late = [self._join(told, medium) for told in list(self._told.values()) if self._owner(told) is medium]
         return medium, known is None, late
+
+    def recall(self, phones: Iterable[str]) -> None:
+        """Keys of phones that were known before."""
+        self._phones.update(dict.fromkeys(map(_own, list(phones)[-_MOST_PHONES:])))
+
+    def _lasting(self, medium: Medium, known: Medium | None) -> Medium:
+        """A phone is one in each of its modes, a card reader also with cards in all its slots."""
+        own = _own(medium.key)
+        if medium.kind == "phone" and not medium.key.endswith(NO_SERIAL):
+            self._phones.pop(own, None)
+            self._phones[own] = None
+            if len(self._phones) > _MOST_PHONES:
+                del self._phones[next(iter(self._phones))]
+        elif own in self._phones:
+            return structs.replace(medium, kind="phone")
+        elif known is not None and known.kind == "reader" and medium.kind == "storage" and known.key == medium.key:
+            return structs.replace(medium, kind="reader")
+        return medium
 
     def unplugged(self, fact: Unplugged) -> Medium | None:
         """The medium that went away, if it was one."""
@@ -234,7 +273,7 @@ class Media:
         """Mounts told before that turn out to lie on a medium: images in its files, encrypted views of its directories."""
         late: list[Mount] = []
         for told in list(self._told.values()):
-            if told.lies_on and (owner := self._owner(told)) is not None:
+            if (told.lies_on or told.holds) and (owner := self._owner(told)) is not None:
                 late.append(self._join(told, owner))
         return late
 
@@ -263,9 +302,11 @@ class Media:
     def _owner(self, told: Mounted) -> Medium | None:
         if (told.namespace, told.mount_id) in self.mounts:
             return None
-        own = next((each for each in self.present.values() if told.dev and told.dev in each.nodes), None)
-        if own is None and told.lies_on and (below := self.at(told.lies_on)) is not None:
-            own = self.present.get(below.medium.id)
+        nodes = {told.dev, *told.holds} - {""}
+        own = next((each for each in self.present.values() if nodes.intersection(each.nodes)), None)
+        for path in (told.lies_on, *told.holds) if own is None else ():
+            if path.startswith("/") and (below := self.at(path)) is not None:
+                own = own or self.present.get(below.medium.id)
         return own if own is not None or not self.shares else share_of(told)
 
     def _join(self, told: Mounted, medium: Medium) -> Mount:
@@ -281,10 +322,12 @@ class Media:
             namespace=told.namespace,
             since_ms=told.at_ms,
             cold=told.cold,
-            view=told.lies_on.endswith("/"),
+            view=told.lies_on.endswith("/") or bool(told.holds),
+            autorun=tuple(clean(name) for name in told.autorun),
         )
         if medium.id.startswith(_SHARE_ID):
-            mount.way, mount.peer = "network", clean(told.source)
+            named = told.fs in _SHARES or _FAR_SOURCE.match(told.source) is not None
+            mount.way, mount.peer = "network", clean(told.source if named or not told.far else told.far)
         elif medium.kind == "phone" and told.fs.startswith("fuse"):
             mount.way = "mtp"
         self.mounts[told.namespace, told.mount_id] = mount
@@ -294,6 +337,12 @@ class Media:
     def _sort(self) -> None:
         newest_first = reversed(self.mounts.values())
         self._deepest_first = sorted(newest_first, key=lambda mount: -len(mount.under))
+
+
+def _own(key: str) -> str:
+    """What stays the same of a USB device's key in all its modes: without the product id."""
+    parts = key.split(":")
+    return ":".join((*parts[:2], *parts[3:]))
 
 
 def clean_path(path: str) -> str:

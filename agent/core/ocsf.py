@@ -9,7 +9,7 @@ encoded once, and copies that differ only in their file come as `contract.form.F
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -29,10 +29,11 @@ from agent.contract.event import (
     SourceInfo,
     Unmapped,
 )
-from agent.contract.form import NUMBER, TEXT, AnyEvent, Filled, Form
+from agent.contract.form import NUMBER, TEXT, AnyEvent, Filled, Form, Series
 from agent.core import facts
 from agent.core.grading import Left
 from agent.core.history import Summary
+from agent.core.inbound import Brought
 from agent.core.joins import Arrival, Written
 from agent.core.limits import Passed
 from agent.core.masks import extension, unnamed
@@ -42,13 +43,20 @@ from agent.core.places import ProtectedDir, below
 from agent.core.policy import Raise
 from agent.core.reads import GONE, Read
 from agent.core.register import Verdict
+from agent.core.rights import Drift
+from agent.core.rights import severity as drift_severity
 from agent.core.spoken import Spoken, known_text, spoken_of, user_of
 from agent.core.ways import Departure
 
 TITLES = {
     "medium.unapproved": "Medium without a valid approval connected",
     "medium.unapproved/copied": "Protected data copied to a medium without a valid approval",
+    "medium.unapproved/stopped": "Medium without a valid approval stopped",
+    "medium.unapproved/released": "Medium released",
+    "medium.unapproved/unlocked": "Medium unlocked by a break-glass code",
     "copy": "More protected data carried out than a limit allows",
+    "device.disguised": "Device is not what it claims to be",
+    "medium.first_use": "First medium of a person on this machine",
     "copy.staged": "Protected data carried out by way of a copy made elsewhere",
 }
 """Titles of findings: short, English, never with names in them."""
@@ -57,12 +65,31 @@ _PERIPHERAL_TYPES = {"storage": 1, "reader": 1, "optical": 1, "keyboard": 2}
 _REGULAR, _FOLDER = 1, 2
 _REMOVABLE, _REMOTE, _CD_ROM = 1, 3, 4
 _FINDING_NEW = 1
+_OPENED = 14
+"""OCSF has no activity "execute" for files"""
 _RULE, _STATISTICAL = 1, 3
 _ENDPOINT, _IN_TRANSIT = 1, 2
 _HOST = ["host"]
+_CONTROL = ["security_control"]
+_ALLOWED, _DENIED = 1, 2
+_BLOCKED, _RESTORED, _APPROVED = 2, 9, 8
+_FAILURE, _RESOLVED = 2, 4
 _MOST_CACHED = 256
+_MOST_NAMED = 50
 _encode = msgspec.json.encode
 _COPIED_OUT = CODES["file.copied_out"]
+
+
+class Attempt(NamedTuple):
+    """An open that was refused: `path` on the medium ("": not known), the protected `source` that was to be copied ("": none),
+    how sure that is, and how many alike this stands for."""
+
+    path: str
+    source: str
+    confidence: float
+    pid: int
+    at_ms: int
+    many: int
 
 
 class Writer:
@@ -79,8 +106,7 @@ class Writer:
         self._record_names = False
         self._roots: tuple[str, ...] = ()
         self._media: dict[tuple[Medium, str, Verdict], Raw] = {}
-        self._alike: tuple[object, ...] = ()
-        self._form: Form | None = None
+        self._copies, self._stagings = Series(), Series()
         self._latest: tuple[Medium | None, Mount | None, Verdict | None, Raw] = (None, None, None, self._nobody)
 
     def name(self, record_names: bool, roots: Iterable[str]) -> None:
@@ -90,35 +116,85 @@ class Writer:
     # -- media ---------------------------------------------------------------------------------------------------------
 
     def attached(
-        self, medium: Medium, verdict: Verdict, severity: int, session: facts.Session, at_ms: int, cold: bool
+        self,
+        medium: Medium,
+        verdict: Verdict,
+        severity: int,
+        session: facts.Session,
+        at_ms: int,
+        cold: bool,
+        story: dict[str, Any],
     ) -> Event:
-        """`medium.attached`."""
-        event = self._medium_event("medium.attached", medium, None, verdict, session, at_ms)
+        """`medium.attached`. `story`: fields of `MediumInfo` beside the medium itself."""
+        event = self._medium_event("medium.attached", medium, None, verdict, session, at_ms, story)
         event.severity_id = severity
         if cold:
             event.unmapped.sekisho.detail = {"cold": True}
         return event
 
-    def detached(self, medium: Medium, verdict: Verdict, session: facts.Session, at_ms: int) -> Event:
-        """`medium.detached`."""
-        return self._medium_event("medium.detached", medium, None, verdict, session, at_ms)
+    def detached(self, medium: Medium, verdict: Verdict, session: facts.Session, at_ms: int, story: dict[str, Any]) -> Event:
+        """`medium.detached`, with the whole `story`."""
+        return self._medium_event("medium.detached", medium, None, verdict, session, at_ms, story)
 
-    def mounted(self, mount: Mount, verdict: Verdict, session: facts.Session, at_ms: int) -> Event:
+    def mounted(
+        self, mount: Mount, verdict: Verdict, session: facts.Session, at_ms: int, story: dict[str, Any] | None = None
+    ) -> Event:
         """`medium.mounted`."""
-        event = self._medium_event("medium.mounted", mount.medium, mount, verdict, session, at_ms)
+        event = self._medium_event("medium.mounted", mount.medium, mount, verdict, session, at_ms, story)
         if mount.cold:
             event.unmapped.sekisho.detail = {"cold": True}
+        if mount.autorun:
+            detail = event.unmapped.sekisho.detail
+            event.unmapped.sekisho.detail = {**({} if detail is UNSET else detail), "autorun": list(mount.autorun)}
+            event.severity_id = LOW
         return event
 
     def unmounted(self, mount: Mount, verdict: Verdict, session: facts.Session, at_ms: int) -> Event:
         """`medium.unmounted`."""
         return self._medium_event("medium.unmounted", mount.medium, mount, verdict, session, at_ms)
 
+    def doubted(
+        self,
+        code: str,
+        medium: Medium,
+        verdict: Verdict,
+        session: facts.Session,
+        at_ms: int,
+        finding_uid: str,
+        update: bool,
+        severity: int,
+        attached_uid: str,
+        detail: dict[str, Any],
+        message: str,
+    ) -> Event:
+        """`device.disguised` or `medium.first_use`: what is odd about a medium, on the evidence of its attachment."""
+        event = self._medium_event(code, medium, None, verdict, session, at_ms)
+        event.peripheral_device, event.severity_id = UNSET, severity
+        event.unmapped.sekisho.detail = _writable(detail) or UNSET
+        event.message = message or UNSET
+        evidence = [{"uid": attached_uid, "type_uid": CODES["medium.attached"].type_uid}] if attached_uid else []
+        self._finding(event, finding_uid, TITLES[code], code, _RULE, evidence)
+        if update:
+            event.activity_id, event.activity_name, event.type_uid = 2, "Update", event.class_uid * 100 + 2
+        return event
+
     def _medium_event(
-        self, code: str, medium: Medium, mount: Mount | None, verdict: Verdict, session: facts.Session, at_ms: int
+        self,
+        code: str,
+        medium: Medium,
+        mount: Mount | None,
+        verdict: Verdict,
+        session: facts.Session,
+        at_ms: int,
+        story: dict[str, Any] | None = None,
     ) -> Event:
         event = self._event(code, CODES[code], at_ms, self._about(medium, mount, verdict))
         sekisho = event.unmapped.sekisho
+        if story:
+            told = _medium_info(medium, mount, verdict)
+            for name, value in story.items():
+                setattr(told, name, value)
+            sekisho.medium = told
         event.device, event.actor, sekisho.attribution = self._host, self._nobody, "unknown"
         if session.uid is not None:
             user, name = user_of(session.uid, session.user), session.session
@@ -146,12 +222,10 @@ class Writer:
         has, inode = read.stat or GONE
         if type(read) is not Read or arrival.is_dir or has is None or inode is None or size is None or left.bytes is None:
             return self._copied_out(arrival, left, root, entry, verdict, severity, process)
-        by = (spoken, process, arrival.pid, entry.attribution if entry is not None else "")
-        alike = (by, mount, root, verdict, severity, left.link, left.confidence, self.offset_ms)
-        if alike != self._alike:
-            self._alike, self._form = alike, None
+        series, by = self._copies, (spoken, process, arrival.pid, entry.attribution if entry is not None else "")
+        if not series.goes_on(by, mount, root, verdict, severity, left.link, left.confidence, self.offset_ms):
             return self._copied_out(arrival, left, root, entry, verdict, severity, process)
-        if self._form is not None:
+        if series.form is not None:
             uid = self._new_uid()
         else:
             example = self._copied_out(arrival, left, root, entry, verdict, severity, process)
@@ -161,10 +235,10 @@ class Writer:
             about.dest.peer = mount.peer or UNSET
             about.bytes = NUMBER
             example.file = {**(example.file or {}), "name": TEXT, "path": TEXT, "size": NUMBER}
-            self._form = Form(example)
+            series.form = Form(example)
         name = _last(path) or "?"
         values = (rel, source, has, inode, path, size, left.bytes, name, path, size)
-        return Filled(self._form, arrival.at_ms, uid, values)
+        return Filled(series.form, arrival.at_ms, uid, values)
 
     def _copied_out(
         self,
@@ -230,18 +304,46 @@ class Writer:
             event.file["size"] = read.size
         return event
 
-    def staged(self, written: Written, left: Left, protected: ProtectedInfo, entry: Entry | None) -> Event:
-        """`file.staged`: one source and the copy of it that was made elsewhere on the machine."""
+    def staged(self, written: Written, left: Left, root: ProtectedDir, entry: Entry | None) -> AnyEvent:
+        """`file.staged`: one source and the copy of it that was made elsewhere on the machine; in a row by a form, too."""
+        read, path, size = left.read, written.path, written.size
+        has, inode = read.stat or GONE
+        spoken = spoken_of(entry) if entry is not None else None
+        process: Raw | UnsetType = UNSET
+        if spoken is not None:
+            copied = (read.via or read.path, path)
+            process = spoken.process if self._record_names else spoken.discreet(None, copied, self._roots)
+        if type(read) is not Read or has is None or inode is None or size is None or left.bytes is None:
+            return self._staged(written, left, root, entry, process)
+        series, by = self._stagings, (spoken, process, written.pid, entry.attribution if entry is not None else "")
+        if not series.goes_on(by, root, left.link, left.confidence, self.offset_ms):
+            return self._staged(written, left, root, entry, process)
+        rel = below(root.path, read.path)
+        if series.form is not None:
+            uid = self._new_uid()
+        else:
+            example = self._staged(written, left, root, entry, process)
+            uid, about = example.uid, example.unmapped.sekisho
+            about.protected = ProtectedInfo(path=root.path, label=root.label, rel=TEXT)
+            about.source, about.dest = SourceInfo(path=TEXT, size=NUMBER, inode=NUMBER), DestInfo(path=TEXT, size=NUMBER)
+            about.bytes = NUMBER
+            example.file = {**(example.file or {}), "name": TEXT, "path": TEXT, "size": NUMBER}
+            series.form = Form(example)
+        values = (rel, read.path, has, inode, path, size, left.bytes, _last(path) or "?", path, size)
+        return Filled(series.form, written.at_ms, uid, values)
+
+    def _staged(self, written: Written, left: Left, root: ProtectedDir, entry: Entry | None, process: Raw | UnsetType) -> Event:
         read, path = left.read, written.path
-        sekisho = Sekisho(protected=protected, source=_source(read))
+        sekisho = Sekisho(source=_source(read))
+        sekisho.protected = ProtectedInfo(path=root.path, label=root.label, rel=below(root.path, read.path))
         sekisho.dest = DestInfo(path=path, size=UNSET if written.size is None else written.size)
         if left.bytes is not None:
             sekisho.bytes = left.bytes
         sekisho.link, sekisho.confidence = left.link, left.confidence
         event = self._event("file.staged", CODES["file.staged"], written.at_ms, sekisho)
         self._by(event, entry, written.pid, True)
-        if not self._record_names and entry is not None and isinstance(spoken := entry.encoded, Spoken):
-            sekisho.process = spoken.discreet(None, (read.via or read.path, path), self._roots)
+        if process is not UNSET:
+            sekisho.process = process
         event.file = {"name": _last(path) or "?", "path": path, "type_id": _REGULAR}
         if written.size is not None:
             event.file["size"] = written.size
@@ -265,6 +367,51 @@ class Writer:
             event.file["size"] = arrival.size
         return event
 
+    def brought_in(
+        self,
+        brought: Brought,
+        entry: Entry | None,
+        verdict: Verdict,
+        severity: int,
+        protected: ProtectedInfo | None,
+        named: bool,
+    ) -> Event:
+        """`file.brought_in`: one file of a medium. Of what is not protected extension and size, unless the site records names;
+        a file below a protected directory is named there. Without a destination (it was run) `file` is that on the medium."""
+        mount, path = brought.mount, brought.path
+        source = _shown(mount, brought.source)
+        sekisho = self._about(mount.medium, mount, verdict)
+        shown = source if named else f"{mount.mount.rstrip('/')}/{unnamed(source)}"
+        size = UNSET if brought.source_size is None else brought.source_size
+        sekisho.source = SourceInfo(path=shown, size=size)
+        there = path if named or protected is not None else unnamed(path)
+        if path:
+            sekisho.dest = DestInfo(path=there if there.startswith("/") else UNSET)
+            if brought.size is not None:
+                sekisho.dest.size = brought.size
+        if protected is not None:
+            sekisho.protected = protected
+        if brought.bytes is not None:
+            sekisho.bytes = brought.bytes
+        sekisho.way, sekisho.link, sekisho.confidence = mount.way, brought.link, brought.confidence
+        sekisho.detail = {"how": brought.how} | ({"program": True} if brought.program else {})
+        event = self._event("file.brought_in", CODES["file.brought_in"], brought.at_ms, sekisho)
+        event.severity_id = severity
+        if brought.how in ("executed", "script"):
+            event.activity_id, event.activity_name, event.type_uid = _OPENED, "Open", event.class_uid * 100 + _OPENED
+        self._by(event, entry, brought.pid, named)
+        file = there if path else source if named else unnamed(source)
+        event.file = {} if path else _volume(mount)
+        event.file |= {"name": _last(file) or "?", "type_id": _FOLDER if brought.is_dir else _REGULAR}
+        if file.startswith("/"):
+            event.file["path"] = file
+        elif ext := extension(path or source):
+            event.file["ext"] = ext
+        count = brought.size if path else brought.source_size
+        if count is not None:
+            event.file["size"] = count
+        return event
+
     def history(self, summary: Summary, label: str, at_ms: int) -> Event:
         """`file.history`: one person, program, directory and window."""
         root = summary.whose.root
@@ -282,6 +429,25 @@ class Writer:
         event.start_time, event.end_time = summary.since_ms, summary.until_ms
         return event
 
+    def access(self, drift: Drift, label: str) -> Event:
+        """`access.changed`: who may get at a protected directory now, and what of that is new."""
+        account, touch = drift.account, drift.touch
+        detail: dict[str, Any] = {"now": _grants(account.grants), "files": account.files}
+        if drift.first:
+            detail["first"] = True
+        else:
+            detail |= {"gained": _grants(drift.gained), "lost": _grants(drift.lost)}
+        counts = {"changes": touch.changes if touch else 0, "setuid": drift.setuid, "unread": account.unread}
+        detail |= {name: count for name, count in counts.items() if count}
+        if account.unknown:
+            detail["unknown"] = account.unknown
+        sekisho = Sekisho(protected=ProtectedInfo(path=account.root, label=label), detail=_writable(detail))
+        event = self._event("access.changed", CODES["access.changed"], account.at_ms, sekisho)
+        event.severity_id = drift_severity(drift)
+        self._by(event, touch.entry if touch else None, touch.pid if touch else 0, False)
+        event.file = {"name": _last(account.root) or "/", "path": account.root, "type_id": _FOLDER}
+        return event
+
     # -- findings ------------------------------------------------------------------------------------------------------
 
     def unapproved(
@@ -297,6 +463,67 @@ class Writer:
         self._finding(event, due.finding_uid, title, "medium.unapproved", _RULE, related)
         if due.update:
             event.activity_id, event.activity_name, event.type_uid = 2, "Update", event.class_uid * 100 + 2
+        return event
+
+    def stopped(
+        self,
+        medium: Medium,
+        mount: Mount | None,
+        verdict: Verdict,
+        finding_uid: str,
+        update: bool,
+        detail: dict[str, Any],
+        severity: int,
+        at_ms: int,
+    ) -> Event:
+        """`medium.unapproved`: what was done to a medium, or was allowed past the register: `detail.act` says which."""
+        event = self._event("medium.unapproved", CODES["medium.unapproved"], at_ms, self._about(medium, mount, verdict))
+        event.unmapped.sekisho.detail, event.unmapped.sekisho.attribution = _writable(detail), "unknown"
+        event.device, event.actor, event.severity_id = self._host, self._nobody, severity
+        act = detail["act"]
+        self._finding(event, finding_uid, TITLES[f"medium.unapproved/{act}"], "medium.unapproved", _RULE, [])
+        event.metadata.profiles = _CONTROL
+        event.action_id = _DENIED if act == "stopped" else _ALLOWED
+        event.disposition_id = {"stopped": _BLOCKED, "released": _RESTORED}.get(act, _APPROVED)
+        if act == "released":
+            event.status_id, event.is_alert = _RESOLVED, False
+        if update:
+            event.activity_id, event.activity_name, event.type_uid = 2, "Update", event.class_uid * 100 + 2
+        return event
+
+    def refused(
+        self,
+        attempt: Attempt,
+        mount: Mount,
+        protected: ProtectedInfo | None,
+        entry: Entry | None,
+        verdict: Verdict,
+        severity: int,
+        named: bool,
+    ) -> Event:
+        """`file.written` that was denied: somebody wanted to open a file on a stopped medium, or to read for one."""
+        path = _shown(mount, attempt.path)
+        named = named or protected is not None
+        sekisho = self._about(mount.medium, mount, verdict)
+        if path:
+            sekisho.dest = DestInfo(path=path if named else UNSET)
+        sekisho.way = "mount"
+        if protected is not None:
+            sekisho.protected, sekisho.source = protected, SourceInfo(path=attempt.source)
+            sekisho.link, sekisho.confidence = "process", attempt.confidence
+        event = self._event("file.written", CODES["file.written"], attempt.at_ms, sekisho)
+        event.severity_id = severity
+        self._by(event, entry, attempt.pid, named)
+        event.metadata.profiles = _CONTROL
+        event.action_id, event.disposition_id, event.status_id = _DENIED, _BLOCKED, _FAILURE
+        if attempt.many > 1:
+            event.count = attempt.many
+        file = path or mount.mount
+        event.file = _volume(mount) | {"name": unnamed(file), "type_id": _REGULAR if path else _FOLDER}
+        if named or not path:
+            event.file |= {"name": _last(file) or "?", "path": file}
+        if path and (ext := extension(path)):
+            event.file["ext"] = ext
         return event
 
     def limit_passed(self, passed: Passed, by: AnyEvent, at_ms: int) -> Event:
@@ -477,6 +704,8 @@ def _medium_info(medium: Medium, mount: Mount | None, verdict: Verdict) -> Mediu
         decision_reason=verdict.reason,
         approval=known_text(verdict.approval),
     )
+    if verdict.stale_s:
+        info.register_age_s = verdict.stale_s
     if medium.read_only:
         info.read_only = True
     if mount is not None:
@@ -509,6 +738,17 @@ def _shown(mount: Mount, path: str) -> str:
     if mount.under.startswith(mount.mount) or not path.startswith(mount.under):
         return path
     return f"{mount.mount.rstrip('/')}/{path[len(mount.under) :]}"
+
+
+def _grants(grants: list[facts.Grant]) -> list[dict[str, Any]]:
+    """Entries of the rights as an event tells them; people are named as far as they fit."""
+    told = []
+    for each in grants:
+        grant: dict[str, Any] = {"who": each.who, "may": each.may}
+        if each.people:
+            grant |= {"people": each.people, "names": each.names[:_MOST_NAMED]}
+        told.append(grant | ({"files": each.files} if each.files else {}))
+    return told
 
 
 def _last(path: str) -> str:

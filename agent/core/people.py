@@ -205,7 +205,7 @@ class People:
         for name in _KEPT:
             if getattr(kept, name) in (0, None, "", []) and getattr(process, name) not in (0, None, "", []):
                 setattr(kept, name, getattr(process, name))
-            elif getattr(kept, name) in (0, None, "", []):
+            elif getattr(kept, name) in (0, None, "", []) and not (name == "argv" and kept.exe != before.exe):
                 setattr(kept, name, getattr(before, name))
         if process.loginuid not in (None, NO_LOGIN):
             kept.loginuid, kept.login_user = process.loginuid, process.login_user or kept.login_user

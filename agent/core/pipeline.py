@@ -4,8 +4,8 @@ Owns: the order of the stages, what a fact means by the place where it happened,
 not know the shape of events, how a join is graded or judged, or any edge. No clock: time is what the facts say. `feed` never
 raises for what facts say, in whatever order they come.
 
-State is handed out with the events that changed it; a large one (thousands of distinct files within the windows) at most
-once a second while they come in a storm: after a kill, at most that second is not counted.
+State is handed out with the events that changed it; a large one (thousands of distinct files within the windows, or of known
+copies) once in 2 ms for each KB of it, 5 s at most, while they come in a storm: after a kill, that much is not counted.
 """
 
 from collections import Counter, deque
@@ -19,19 +19,24 @@ from agent.contract.codes import MEDIUM
 from agent.contract.event import Event
 from agent.contract.form import AnyEvent
 from agent.core import facts, history
+from agent.core.devices import Devices
 from agent.core.doubts import Doubt
 from agent.core.grading import Left
+from agent.core.inbound import Brought, Inbound, Trace
 from agent.core.joins import Arrival, Joins, Known, Settled, Written
 from agent.core.judging import Judging
 from agent.core.limits import WindowLimit
 from agent.core.lineage import Lineage
-from agent.core.media import Media, MountWatch, clean_path
+from agent.core.media import Media, Mount, MountWatch, clean_path
 from agent.core.ocsf import Writer
 from agent.core.people import People
 from agent.core.places import Place, Places, ProtectedDir
 from agent.core.reads import Read, read_elsewhere, read_of
+from agent.core.refusals import Refusals
 from agent.core.register import MediaRegister
-from agent.core.staging import Ask, Staging
+from agent.core.rights import AccessRights
+from agent.core.staging import Ask, Copy, Staging
+from agent.core.stopping import EnforcePolicy, Stop
 from agent.core.ways import Departure, Ways
 
 __all__ = ["Core", "CoreConfig", "MountWatch", "ProtectedDir", "WindowLimit"]
@@ -40,8 +45,8 @@ MOST_AT_ONCE = 2_000
 """Events that one `feed` hands out: an archive of 50,000 files must not fill the memory. The rest comes with the next facts."""
 _SWEEP_MS = 10_000
 _MOST_HELD = 512
-_KEEP_MS = 1_000
-_KEEP_BYTES_A_MS = 64
+_KEEP_MS = 5_000
+_KEEP_BYTES_A_MS = 500
 _UNEVEN_MS = 1_000
 """What was read in one go is told with the time at which that began, a process looked at meanwhile with its own: that is no
 clock set back, for which all that waits would be settled at once."""
@@ -56,7 +61,8 @@ class CoreConfig(Struct, kw_only=True):
     """All that the core needs to know of a site. `device_type` is OCSF's `device.type_id` (2 Desktop, 3 Laptop, 0 unknown).
 
     `ways_off` are ways of which nothing is told, `ways_severity` is that of what left by a way that is no medium.
-    `keep_copies_ms`: so long files outside are known as copies of protected ones.
+    `keep_copies_ms`: so long files outside are known as copies of protected ones. `first_use`: a person's first medium on this
+    machine is a finding.
     """
 
     agent: str
@@ -70,6 +76,8 @@ class CoreConfig(Struct, kw_only=True):
     ways_off: frozenset[str] = frozenset()
     ways_severity: int = MEDIUM
     keep_copies_ms: int = 90 * 86_400_000
+    enforce: EnforcePolicy = EnforcePolicy()
+    first_use: bool = False
 
 
 class _State(Struct, array_like=True):
@@ -77,6 +85,8 @@ class _State(Struct, array_like=True):
     limits: bytes
     lineage: bytes
     unapproved: bytes
+    rights: bytes = b""
+    devices: bytes = b""
 
 
 class Core:
@@ -89,16 +99,24 @@ class Core:
         self.unlike, self.unmarked = self._staging.asked, list[tuple[bytes, str]]()
         self._untold_since_ms = 0
         self._held_lately: dict[bytes, facts.OpenFile] = {}
-        self._history = history.History()
-        self._joins = Joins(self._people, self._is_protected, self._known_as)
+        self._history, self._rights = history.History(), AccessRights()
+        self._joins = Joins(self._people, self._is_protected, self._known_as, self._lineage.left_behind)
         self._writer = Writer(config.agent, clean_path(config.name), config.version, config.device_type, new_uid)
         register = MediaRegister(config.agent, config.name)
+        self._inbound = Inbound(self._people, self._is_on_medium)
+        self.untraced = self._inbound.asked
         self._judging = Judging(self._people, self._media, self._places, register, self._writer, new_uid)
+        self._refusals = Refusals(
+            self._people, self._media, self._places, self._joins.reads, self._judging, self._writer, new_uid
+        )
         self._register, self._limits, self._unapproved = register, self._judging.limits, self._judging.unapproved
+        self._devices = Devices(self._media, self._people, self._judging, self._writer, new_uid)
+        self._rooms: tuple[Any, ...] = (register, self._limits, self._lineage, self._unapproved, self._rights, self._devices)
+        """All that outlives a restart, in the order of `_State`."""
         self.wanted = self._joins.wanted
         self.doubtful = self._joins.doubtful
         self._ways = Ways(self._people, self._joins.reads, self.wanted)
-        self._waiting: deque[tuple[Arrival | Departure, Left | None]] = deque()
+        self._waiting: deque[tuple[Arrival | Departure | Brought, Left | None]] = deque()
         self._counts: Counter[str] = Counter()
         self._now_ms = self._swept_ms = self._kept_ms = self._keep_every_ms = 0
         self._dirty = self._state_lost = False
@@ -107,6 +125,9 @@ class Core:
             facts.ProcSeen: self._on_proc_seen,
             facts.ProcGone: self._on_proc_gone,
             facts.Opened: self._on_opened,
+            facts.MediumRead: self._on_medium_read,
+            facts.Executed: self._on_executed,
+            facts.Traced: self._on_traced,
             facts.Sized: self._on_sized,
             facts.Created: self._on_created,
             facts.Grown: self._on_grown,
@@ -115,9 +136,11 @@ class Core:
             facts.Deleted: self._on_deleted,
             facts.Moved: self._on_moved,
             facts.Attributes: self._on_attributes,
+            facts.Rights: self._on_rights,
             facts.Found: self._on_found,
-            facts.Plugged: self._on_plugged,
-            facts.Unplugged: self._on_unplugged,
+            facts.Plugged: lambda fact: self._on_plugged(facts.writable(fact)),
+            facts.Unplugged: lambda fact: self._on_unplugged(facts.writable(fact)),
+            facts.Transferred: self._on_transferred,
             facts.Mounted: self._on_mounted,
             facts.Unmounted: self._on_unmounted,
             facts.NodeWritten: self._on_node_written,
@@ -126,10 +149,14 @@ class Core:
             facts.WayUsed: self._on_way_used,
             facts.Session: self._on_session,
             facts.Register: self._on_register,
+            facts.RegisterConfirmed: self._on_register_confirmed,
             facts.Coverage: lambda fact: iter((self._writer.sensors(fact),)),
             facts.Lost: lambda fact: iter((self._writer.gap(fact),)),
             facts.Tampered: lambda fact: iter((self._writer.tampered(fact),)),
             facts.Clock: self._on_clock,
+            facts.Acted: self._refusals.acted,
+            facts.Refused: self._refusals.refused,
+            facts.Unlocked: self._on_unlocked,
             facts.Started: self._on_started,
             facts.Stopping: self._on_stopping,
             facts.Summary: lambda fact: iter((self._writer.life("agent.heartbeat", fact.at_ms, fact.detail),)),
@@ -143,13 +170,14 @@ class Core:
         back, self._now_ms = at_ms < self._now_ms - _UNEVEN_MS, at_ms
         if back or isinstance(fact, _SETTLES):
             self._arrived(self._joins.due(at_ms, back))
-        told = self._stages[type(fact)](fact)
-        if not told and not self._waiting and not self._state_lost:
+            self._came(self._inbound.due(at_ms, back))
+        told, waiting = self._stages[type(fact)](fact), self._waiting
+        if not told and not waiting and not self._state_lost:
             return []
-        events: list[AnyEvent] = [*self._lost_state(), *told]
-        most = len(self._waiting) if isinstance(fact, facts.Stopping) else MOST_AT_ONCE
-        while self._waiting and most > 0:
-            self._judging.left(*self._waiting.popleft(), events)
+        events: list[AnyEvent] = [*self._lost_state(), *told] if told or self._state_lost else []
+        left, most = self._judging.left, len(waiting) if isinstance(fact, facts.Stopping) else MOST_AT_ONCE
+        while waiting and most > 0:
+            left(*waiting.popleft(), events)
             most -= 1
         if isinstance(fact, facts.Stopping):
             events.append(self._writer.life("agent.stopped", at_ms, {"reason": fact.reason} if fact.reason else {}))
@@ -173,6 +201,7 @@ class Core:
         if self._people.seen(fact):
             self._joins.forget(fact.process.pid)
             self._ways.forget(fact.process.pid)
+            self._inbound.forget(fact.process.pid)
         return iter(())
 
     def _on_proc_gone(self, fact: facts.ProcGone) -> Iterator[Event]:
@@ -206,19 +235,45 @@ class Core:
             self._joins.read(fact.pid, folder, path[end:], first.root, fact.size, fact.inode, fact.at_ms, first.path)
         return ()
 
+    def _on_medium_read(self, fact: facts.MediumRead) -> Iterable[Event]:
+        root, mount = self._place(fact)
+        if root is None and mount is not None and mount.way != "network":
+            self._inbound.opened(fact, mount)
+        return ()
+
+    def _on_executed(self, fact: facts.Executed) -> Iterable[Event]:
+        _, mount = self._place(fact)
+        if mount is not None and mount.way != "network":
+            self._came(self._inbound.ran(self._people.who(fact.pid), fact.pid, fact.path, mount, fact.at_ms))
+        return ()
+
+    def _on_traced(self, fact: facts.Traced) -> Iterable[Event]:
+        fact.path, fact.source = clean_path(fact.path), clean_path(fact.source)
+        self._came(self._inbound.traced(fact))
+        return ()
+
     def _on_sized(self, fact: facts.Sized) -> Iterable[Event]:
         self._arrived(self._joins.sized(fact))
         self._departed(self._ways.sized(fact))
+        if not self._inbound.idle:
+            self._came(self._inbound.sized(fact))
         return ()
 
     def _on_created(self, fact: facts.Created) -> Iterable[Event]:
         root, mount = self._place(fact)
         if root is None and mount is not None:
-            if not self._lineage.empty and (origin := self._origin(fact, None)) is not None:
-                self._arrived((self._joins.moved_onto(fact, mount, origin, None, False),))  # link(2): no close will be told
-            else:
+            if not self._linked(fact, mount, fact.size):
                 self._joins.created(fact, mount)
+        elif root is not None and not self._inbound.idle:
+            self._inbound.made(fact.key, fact.at_ms)
         return ()
+
+    def _linked(self, fact: facts.FileFact, mount: Mount, size: int | None) -> bool:
+        """Whether what was made on a medium is another name of a protected file, link(2): told so, as no close may follow."""
+        origin = None if self._lineage.empty else self._origin(fact, None)
+        if origin is not None:
+            self._arrived((self._joins.moved_onto(fact, mount, origin, size, False),))
+        return origin is not None
 
     def _on_grown(self, fact: facts.Grown) -> Iterable[Event]:
         root, mount = self._place(fact)
@@ -233,12 +288,16 @@ class Core:
                 return ()
             fact.path, fact.size = held.path, held.size
         root, mount = self._place(fact)
+        if mount is None and not self._inbound.idle:
+            self._came(self._inbound.written(fact))
         if root is not None:
             return self._noted(root, fact, history.WRITE)
         if mount is None:
             if self._lineage.of(fact.key, fact.path) is None:
                 self._arrived(self._joins.elsewhere(fact))
             return ()
+        if fact.made:
+            self._linked(fact, mount, fact.size)
         read = self._held_open(fact)
         if (arrival := self._joins.closed(fact, mount, fact.size)) is not None:
             self._arrived((arrival,))
@@ -259,7 +318,7 @@ class Core:
                 )
         return told
 
-    def _on_compared(self, fact: facts.Compared) -> Iterator[Event]:
+    def _on_compared(self, fact: facts.Compared) -> Iterator[AnyEvent]:
         fact.path = clean_path(fact.path)
         if (settled := self._joins.compared(fact)) is not None:
             self._arrived(settled)
@@ -268,7 +327,13 @@ class Core:
         if copy is not None:
             if fact.alike != "gone":
                 self.unmarked.append((fact.key, fact.path))
-            yield from self._judging.staged(copy)
+            yield from self._staged(copy)
+
+    def _staged(self, copy: Copy) -> Iterator[AnyEvent]:
+        events = list(self._judging.staged(copy))
+        if events:
+            self._lineage.told(copy.written.key, events[0].uid)
+        return iter(events)
 
     def _on_found(self, fact: facts.Found) -> Iterable[Event]:
         root, mount = self._place(fact)
@@ -299,6 +364,8 @@ class Core:
         (root, mount), (old_root, old_mount) = self._places.of(fact.path), self._places.of(fact.old_path)
         if old_root is not None:
             yield from self._noted(old_root, fact, history.RENAME, fact.old_path)
+        if mount is None and old_mount is not None and old_root is None and fact.path and old_mount.way != "network":
+            self._came((self._inbound.moved(fact, old_mount),))
         if root is not None:
             self._lineage.came_back(fact.key, fact.at_ms)
         elif mount is not None and old_mount is not None and old_root is None:
@@ -317,10 +384,18 @@ class Core:
 
     def _on_attributes(self, fact: facts.Attributes) -> Iterator[Event]:
         fact.path = clean_path(fact.path)
-        root, _ = self._places.of(fact.path)
-        if root is not None and (fact.links or 0) > 1:
-            self._lineage.learn(fact.key, fact.path, root.path, "linked", fact.at_ms)
+        root = self._places.root(fact.path) or self._places.of(fact.path)[0]
+        if root is not None:
+            if (fact.links or 0) > 1:
+                self._lineage.learn(fact.key, fact.path, root.path, "linked", fact.at_ms)
+            if fact.pid:
+                self._rights.touched(root.path, self._people.who(fact.pid), fact.pid)
         return iter(())
+
+    def _on_rights(self, fact: facts.Rights) -> Iterator[Event]:
+        root = self._places.root(fact.root)
+        if root is not None and (drift := self._rights.looked(fact)) is not None:
+            yield self._writer.access(drift, root.label)
 
     # -- media ---------------------------------------------------------------------------------------------------------
 
@@ -329,10 +404,9 @@ class Core:
         self._places.forget()
         if medium is None:
             return
-        if new:
-            yield self._judging.attached(medium, fact.at_ms, fact.cold)
+        yield from self._devices.plugged(fact, medium, new)
         for mount in (*late, *self._media.stacked()):
-            yield self._writer.mounted(mount, self._judging.decide(medium, fact.at_ms), self._people.session, fact.at_ms)
+            yield from self._mount(mount, fact.at_ms)
         yield from self._judging.review(medium, fact.at_ms)
 
     def _on_unplugged(self, fact: facts.Unplugged) -> Iterator[AnyEvent]:
@@ -344,7 +418,7 @@ class Core:
         while self._waiting:
             self._judging.left(*self._waiting.popleft(), events)
         yield from events
-        yield self._judging.detached(medium, fact.at_ms)
+        yield self._devices.unplugged(medium, fact.at_ms)
 
     def _on_mounted(self, fact: facts.Mounted) -> Iterator[Event]:
         mount = self._media.mounted(fact)
@@ -353,9 +427,17 @@ class Core:
             self._lineage.show((fact.namespace, fact.mount_id), outside, path, root.path, fact.at_ms)
         if mount is not None and mount.way != "network":
             for each in (mount, *self._media.stacked()):
-                verdict = self._judging.decide(each.medium, fact.at_ms)
-                yield self._writer.mounted(each, verdict, self._people.session, fact.at_ms)
+                yield from self._mount(each, fact.at_ms)
             yield from self._judging.review(mount.medium, fact.at_ms)
+
+    def _mount(self, mount: Mount, at_ms: int) -> Iterator[Event]:
+        verdict, story = self._judging.decide(mount.medium, at_ms), self._devices.story(mount.medium)
+        yield self._writer.mounted(mount, verdict, self._people.session, at_ms, story)
+        yield from self._devices.mounted(mount, at_ms)
+
+    def _on_transferred(self, fact: facts.Transferred) -> Iterable[Event]:
+        self._devices.transferred(fact)
+        return ()
 
     def _on_unmounted(self, fact: facts.Unmounted) -> Iterator[Event]:
         mount = self._media.unmounted(fact)
@@ -382,6 +464,7 @@ class Core:
     def _on_way_held(self, fact: facts.WayHeld) -> Iterable[Event]:
         if not fact.device or fact.way == "print" or fact.device in self._media.present:
             self._departed(self._ways.held(fact))
+            self._devices.used(fact)
         return ()
 
     def _on_way_closed(self, fact: facts.WayClosed) -> Iterable[Event]:
@@ -393,14 +476,33 @@ class Core:
         return ()
 
     def _on_register(self, fact: facts.Register) -> Iterator[Event]:
+        held = self._register.version
         if self._register.replace(fact):
             self._dirty = True
-            for medium in list(self._media.present.values()):
-                yield from self._judging.review(medium, fact.at_ms)
+            yield from self._review_all(fact.at_ms)
+        else:
+            # Once signed, but older than what we decided by: a copy of last month's, put in its place while we were stopped.
+            detail = {"held": held, "sent": fact.version}
+            yield self._writer.tampered(facts.Tampered(at_ms=fact.at_ms, what="register_rollback", detail=detail))
+
+    def _on_register_confirmed(self, fact: facts.RegisterConfirmed) -> Iterable[Event]:
+        self._register.confirmed(fact.at_ms)
+        return ()
+
+    def _review_all(self, at_ms: int) -> Iterator[Event]:
+        for medium in list(self._media.present.values()):
+            yield from self._judging.review(medium, at_ms)
+
+    def _on_unlocked(self, fact: facts.Unlocked) -> Iterator[Event]:
+        self._register.unlock(fact)
+        self._dirty = True
+        yield from self._refusals.unlocked(fact)
+        yield from self._review_all(fact.at_ms)
 
     # -- the agent itself ----------------------------------------------------------------------------------------------
 
     def _on_started(self, fact: facts.Started) -> Iterator[Event]:
+        self._devices.started(fact)
         detail: dict[str, Any] = {"boot_id": fact.boot_id, "mode": fact.mode, "previous": fact.previous}
         yield self._writer.life("agent.started", fact.at_ms, {key: value for key, value in detail.items() if value})
         yield self._config_event(fact.at_ms, fact.config_digest, fact.mode)
@@ -413,11 +515,15 @@ class Core:
             self._writer.offset_ms = fact.offset_ms
         if fact.jump_ms > 0:  # back: reads of what is the future now join for longer, which loses nothing
             self._joins.reads.clock_set(fact.jump_ms, fact.at_ms)
+            self._inbound.clock_set(fact.jump_ms, fact.at_ms)
         if fact.jump_ms or fact.suspended_ms:
             yield self._writer.clock(fact)
 
     def _on_tick(self, fact: facts.Tick) -> Iterator[Event]:
         self._departed(self._ways.due(fact.at_ms))
+        yield from self._refusals.due(fact.at_ms)
+        yield from self._devices.due(fact.at_ms)
+        self._register.passed(fact.at_ms)
         for summary in self._history.due(fact.at_ms):
             yield self._told(summary)
         if (lost := self._joins.forgotten(fact.at_ms, bool(self._media.mounts))) is not None:
@@ -427,20 +533,25 @@ class Core:
             for pid in self._people.sweep(fact.at_ms):
                 self._joins.forget(pid)
                 self._ways.forget(pid)
+                self._inbound.forget(pid)
+            self._came(self._inbound.sweep(fact.at_ms))
             self._lineage.sweep(fact.at_ms)
             self._staging.sweep(fact.at_ms)
             if (lost := self._forgotten(fact.at_ms)) is not None:
+                yield self._writer.gap(lost)
+            if (lost := self._inbound.lost(fact.at_ms)) is not None:
                 yield self._writer.gap(lost)
             self._limits.sweep(fact.at_ms)
             for medium in list(self._media.present.values()):
                 yield from self._judging.review(medium, fact.at_ms)
 
-    def _on_stopping(self, fact: facts.Stopping) -> Iterator[Event]:
+    def _on_stopping(self, fact: facts.Stopping) -> Iterator[AnyEvent]:
+        self._came(self._inbound.everything())
         settled = self._joins.everything()
         self._arrived(each for each in settled if isinstance(each, Arrival))
         for each in (*self._staging.unanswered(), *settled):
             if isinstance(each, Written) and (copy := self._staging.at_once(each)) is not None:
-                yield from self._judging.staged(copy)
+                yield from self._staged(copy)
         self._departed(self._ways.everything(fact.at_ms))
         for summary in self._history.everything():
             yield self._told(summary)
@@ -455,6 +566,12 @@ class Core:
                 self._waiting.extend((arrival, left) for left in self._staging.spread(arrival.left) or (None,))
             elif arrival is not None:
                 self._staging.consider(arrival)
+
+    def _came(self, brought: Iterable[Brought]) -> None:
+        self._waiting.extend((each, None) for each in brought)
+        if self._inbound.wanted:
+            self.wanted += self._inbound.wanted
+            self._inbound.wanted.clear()
 
     def _departed(self, departures: Iterable[Departure]) -> None:
         for departure in departures:
@@ -480,6 +597,10 @@ class Core:
         """Whether a file that a process holds is a protected one, wherever it lies now."""
         known = self._lineage.of(file.key, file.path) or self._lineage.staged(file.key)
         return known is not None or self._places.is_protected(file.path)
+
+    def _is_on_medium(self, file: facts.OpenFile) -> bool:
+        """Whether a file that a process holds lies on a medium."""
+        return self._places.of(file.path)[1] is not None
 
     def _known_as(self, file: facts.OpenFile) -> Known | None:
         """What a file that a process holds is a copy of, or was before it was moved out or linked."""
@@ -509,8 +630,30 @@ class Core:
         self._judging.require_approval, self._judging.record_names = config.require_approval, config.record_names
         self._judging.ways_severity, self._ways.off = config.ways_severity, config.ways_off
         self._media.shares = "network" not in config.ways_off
+        self._devices.first_use = config.first_use
         self._writer.name(config.record_names, (root.path for root in config.protect))
         self._places.protect(config.protect)
+        self._refusals.policy, self._refusals.protect = config.enforce, config.protect
+        self._rights.forget({root.path for root in config.protect})
+
+    def stops(self, now_ms: int) -> list[Stop]:
+        """Which media must be stopped now, and how far: all of them, each time."""
+        return self._refusals.stops(now_ms)
+
+    @property
+    def keys_present(self) -> list[str]:
+        """The keys of all media that are plugged in."""
+        return [medium.key for medium in self._media.present.values()]
+
+    @property
+    def unlocks_used(self) -> dict[str, int]:
+        """Break-glass codes that were used here, and until when each held."""
+        return self._register.unlocks_used
+
+    @property
+    def known_ms(self) -> int:
+        """A time that is surely past: the collector confirmed the register then. 0: it never did."""
+        return self._register.confirmed_ms
 
     def watches(self) -> list[MountWatch]:
         """The mounts of media that must be marked now."""
@@ -520,6 +663,12 @@ class Core:
         """Files to be compared with protected ones now, each to be told as a Compared fact; then `unlike` is empty."""
         asked = list(self.unlike)
         self.unlike.clear()
+        return asked
+
+    def trace(self) -> list[Trace]:
+        """Files that may have come from media, each to be told as a Traced fact; then `untraced` is empty."""
+        asked = list(self.untraced)
+        self.untraced.clear()
         return asked
 
     def doubt(self) -> list[Doubt]:
@@ -534,6 +683,12 @@ class Core:
         self.unmarked.clear()
         return unmarked
 
+    def stirred(self) -> list[str]:
+        """Protected directories in which rights were changed since this was last asked."""
+        stirred = list(self._rights.stirred)
+        self._rights.stirred.clear()
+        return stirred
+
     def copies(self) -> list[tuple[bytes, str]]:
         """Key and path of all staged copies that must be watched."""
         return self._lineage.copies()
@@ -547,7 +702,10 @@ class Core:
     @property
     def due_ms(self) -> int | None:
         """When `feed` has something to tell even if nothing happens until then (a Tick will do); None: not known."""
-        return self._now_ms if self._waiting else self._joins.due_ms
+        if self._waiting:
+            return self._now_ms
+        due_ms, also_ms = self._joins.due_ms, self._inbound.due_ms
+        return due_ms if also_ms is None else also_ms if due_ms is None else min(due_ms, also_ms)
 
     @property
     def untold_since_ms(self) -> int | None:
@@ -557,15 +715,16 @@ class Core:
     @property
     def state_changed(self) -> bool:
         """Whether `state` is worth keeping now."""
-        changed = self._dirty or self._limits.changed or self._lineage.changed or self._unapproved.changed
+        changed = self._dirty or any(room.changed for room in self._rooms)
         return changed and not 0 <= self._now_ms - self._kept_ms < self._keep_every_ms
 
     def state(self) -> bytes:
         """What must outlive a restart: register, limit counters, lineage, findings made for media that are plugged in."""
-        self._dirty = self._limits.changed = self._lineage.changed = self._unapproved.changed = False
+        self._dirty = False
+        for room in self._rooms:
+            room.changed = False
         self._kept_ms = self._now_ms
-        rooms = (self._register, self._limits, self._lineage, self._unapproved)
-        kept = msgspec.msgpack.encode(_State(*(room.to_bytes() for room in rooms)))
+        kept = msgspec.msgpack.encode(_State(*(room.to_bytes() for room in self._rooms)))
         self._keep_every_ms = min(_KEEP_MS, len(kept) // _KEEP_BYTES_A_MS)
         return kept
 
@@ -575,10 +734,8 @@ class Core:
             return
         try:
             kept = msgspec.msgpack.decode(data, type=_State)
-            self._register.from_bytes(kept.register)
-            self._limits.from_bytes(kept.limits)
-            self._lineage.from_bytes(kept.lineage)
-            self._unapproved.from_bytes(kept.unapproved)
+            for room, part in zip(self._rooms, msgspec.structs.astuple(kept), strict=True):
+                room.from_bytes(part)
         except msgspec.MsgspecError:
             self._state_lost = True
 
@@ -589,14 +746,15 @@ class Core:
             verdict = self._register.decide(medium.key, now_ms)
             about = {"key": medium.key, "name": medium.name, "serial": medium.serial, "kind": medium.kind, "bus": medium.bus}
             about |= {"decision": verdict.decision, "reason": verdict.reason, "approval": verdict.approval}
+            about |= self._devices.about(medium)
             mounts = self._media.of(medium)
             places = [{"mount": each.mount, "fs": each.fs, "read_only": each.read_only} for each in mounts]
             for place in places or [{"mount": "", "fs": "", "read_only": medium.read_only}]:
-                rows.append({**about, **place, "simulated": medium.simulated})
+                rows.append({**about, **place, "simulated": medium.simulated, "stopped": self._refusals.held(medium)})
         return rows
 
     def counts(self) -> dict[str, int]:
         """Events by code, and how much is remembered, for `status`."""
         kept = {"processes": len(self._people), "reads": len(self._joins.reads), "waiting": len(self._waiting)}
-        kept |= {"ways": len(self._ways), "copies": len(self._lineage)}
+        kept |= {"ways": len(self._ways), "copies": len(self._lineage), "devices": len(self._devices)}
         return dict(self._counts) | kept

@@ -50,6 +50,17 @@ def copied_out_severity(decision: Decision, require_approval: bool) -> int:
     return MEDIUM if decision == "unknown" else HIGH
 
 
+def brought_in_severity(decision: Decision, require_approval: bool, program: bool, how: str) -> int:
+    """Severity of `file.brought_in`. `program`: it can be run; one that was run from a medium nobody approved is worst."""
+    if not require_approval or decision == "approved":
+        return INFO
+    if how in ("executed", "script"):
+        return HIGH if decision in BAD else MEDIUM
+    if program:
+        return MEDIUM if decision in BAD else LOW
+    return LOW if decision in BAD else INFO
+
+
 def attached_severity(decision: Decision, require_approval: bool) -> int:
     """Severity of `medium.attached`."""
     return LOW if decision == "approved" or (require_approval and decision in BAD) else INFO
@@ -82,10 +93,18 @@ class Unapproved:
         self._told: dict[str, Told] = {}
         self.changed = False
 
-    def judge(self, medium: Medium, decision: Decision, attached_uid: str, mounted: bool, new_uid: NewUid) -> Raise | None:
-        """A medium is there with this decision. A finding unless it was made before for this plugging in."""
+    def judge(
+        self, medium: Medium, decision: Decision, attached_uid: str, mounted: bool, new_uid: NewUid, *, lost: bool = False
+    ) -> Raise | None:
+        """A medium is there with this decision. A finding unless it was made before for this plugging in; one that was reported
+        lost and turns up again is HIGH at once, whatever its kind, and raises one that was made before."""
+        before = self._told.get(_at(medium))
+        if lost and (before is None or not before.raised):
+            told = self._told[_at(medium)] = before or Told(new_uid(), attached_uid)
+            told.raised = self.changed = True
+            return Raise(told.finding_uid, HIGH, [attached_uid] if attached_uid else [], before is not None)
         kinds = AT_MOUNT if mounted else AT_ATTACH
-        if decision not in BAD or medium.kind not in kinds or _at(medium) in self._told:
+        if decision not in BAD or medium.kind not in kinds or before is not None:
             return None
         told = self._told[_at(medium)] = Told(new_uid(), attached_uid)
         if len(self._told) > _MOST_TOLD:
@@ -106,6 +125,15 @@ class Unapproved:
         self._told[_at(medium)] = told
         self.changed = True
         return Raise(told.finding_uid, HIGH, [uid for uid in (told.attached_uid, event_uid) if uid], before)
+
+    def incident(self, medium: Medium, new_uid: NewUid) -> tuple[str, bool]:
+        """The finding that stands for this plugging in, and whether it was told before; from now on it was."""
+        told = self._told.get(_at(medium))
+        if told is not None:
+            return told.finding_uid, True
+        told = self._told[_at(medium)] = Told(new_uid(), "")
+        self.changed = True
+        return told.finding_uid, False
 
     def gone(self, medium: Medium) -> None:
         """The medium was pulled: the next time it is a new incident."""

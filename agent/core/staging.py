@@ -35,9 +35,8 @@ class Ask(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A staged copy was found: its file, who made it, and each source with how it is in there."""
+    """A staged copy was found: who made it, and each source with how it is in there."""
 
-    staged: Staged
     written: Written
     left: list[Left]
 
@@ -93,13 +92,13 @@ class Staging:
         sources = tuple(dict.fromkeys(Source(each.read.path, each.read.root, each.read.size) for each in spread))
         via = next(((*copy.via, each.read.via) for each in left if (copy := self._copy_read(each)) is not None), ())
         size = written.size or 0 if gone else fact.size
-        staged = Staged(fact.path, size, sources, via, "", fact.at_ms, fact.at_ms if gone else 0, fact.alike == "part")
-        if not self._lineage.stage(fact.key, staged):
+        staged = Staged(fact.path, size, sources, via, "", fact.at_ms, fact.alike == "part")
+        if not self._lineage.stage(fact.key, staged, fact.at_ms if gone else 0):
             return None
         told = written._replace(path=fact.path, size=size)
         if staged.part:
             spread = [each._replace(bytes=size) for each in spread]
-        return Copy(staged, told, [each._replace(confidence=max(each.confidence, sure)) for each in spread])
+        return Copy(told, [each._replace(confidence=max(each.confidence, sure)) for each in spread])
 
     def unanswered(self) -> list[Written]:
         """What was asked and not answered: `asked` and they are empty then."""

@@ -12,7 +12,8 @@ falls quiet. How much more than that may have left depends on whose way it is:
 - a *new* one of a process that lives long (a mail program) must agree roughly, one that it opens minutes after the read
   (*late*) closely, an *old* one (a browser's, a database's) closely and soon after the read. What leaves anyhow, and is
   more than was read, joins by `time` at most.
-Where nobody can count (MTP), a read by who holds a device is a copy onto it; of a network it is `time`.
+A device (a phone by MTP) is a tool that may stall; what was cut short left as far as it came. Where nobody can count, a read by
+who holds a device is a copy onto it; of a network it is `time`.
 """
 
 from collections import deque
@@ -31,10 +32,17 @@ _BEFORE_MS = 900_000
 """A file attached now may be sent minutes later, by a connection made for it."""
 _TOGETHER_MS = 60_000
 _QUIET_MS = 2_000
-_LATE_MS, _SLACK_MS, _OPENING_MS = 3_000, 50, 500
+_LATE_MS, _SLACK_MS = 3_000, 50
 """Reads are told by another sensor than ways, so a little earlier or later."""
+_OPENING_MS, _FED_OPENING_MS = 500, 1_000
+"""A read told so soon after its way was opened is taken for older than what had left by the first look. One whose bytes another
+sends (rsync by ssh) has waited for keys, and may be told late; who sends by himself may well have said something before it."""
 _NOBODY_MS = 10_000
 _MOST, _LEAST = 0.8, 0.05
+_PART = 0.7
+"""How sure a join is with a device to which a part of what was read has gone"""
+_STALLED_MS = 10_000
+"""A device may take its time in the middle of a file, while it writes."""
 _SPOKEN, _GREETING = 4_096, 2_048
 """Bytes that protocols add: for a file, and for a connection (names, keys) before anything else is said."""
 _CLOSE, _ROUGH = 1.15, 3.0
@@ -88,6 +96,11 @@ class _Pending(NamedTuple):
         first, last = self.read.since[1], self.read.last_ms
         return (first if last - first <= _TOGETHER_MS else last) - _SLACK_MS
 
+    @property
+    def opening_ms(self) -> int:
+        """How long after the opening of a way it still counts as its first read."""
+        return _FED_OPENING_MS if self.link == "pipeline" else _OPENING_MS
+
 
 class _Way:
     """One way out. `counts` are (ms, bytes so far), empty if nobody can count; the first `given` bytes are explained."""
@@ -138,7 +151,12 @@ class _Way:
         """Its holder was gone before anybody could look: no program that lives long"""
         self.given = 0
         if fact.since_ms is not None and fact.sent is not None:
-            self.counts.append((fact.since_ms, 0))
+            self.counts.append((fact.since_ms, fact.idle_sent))
+
+    def begun(self, at_ms: int | None) -> None:
+        """Its first holder began then; who began after the way was opened is another life of that pid."""
+        if at_ms is not None and self.since_ms is not None and at_ms <= self.since_ms + _SLACK_MS:
+            self.began_ms = at_ms
 
     def count(self, at_ms: int, sent: int | None) -> None:
         """So many bytes left in all by now."""
@@ -147,10 +165,13 @@ class _Way:
         self.counts.append((at_ms, sent))
         self.grown_ms = at_ms
 
-    def since(self, at_ms: int) -> int:
-        """Bytes that left since a moment and explain nothing yet."""
-        before = self.counts[0][1]
-        if self.low and self.looked and self.since_ms is not None and self.since_ms + _OPENING_MS < at_ms <= self.looked[0]:
+    def since(self, each: _Pending) -> int:
+        """Bytes that left since a read and explain nothing yet."""
+        before, at_ms = self.counts[0][1], each.from_ms
+        if self.alone:  # nor later than one count before, as both are told when a machine under load gets round to it
+            before_that = [when for when, _ in self.counts if when <= at_ms][-2:-1]
+            at_ms = min([at_ms - _TOLD_LATE_MS, *before_that])
+        if self.low and self.looked and self.since_ms is not None and self.since_ms + each.opening_ms < at_ms <= self.looked[0]:
             before = self.looked[1]
         for when, sent in self.counts:
             if when > at_ms:
@@ -163,12 +184,23 @@ class _Way:
         before = next((uses for when, uses in reversed(self.uses) if when <= at_ms), self.uses[0][1] if self.uses else 0)
         return not self.uses or self.uses[-1][1] - before >= _LEAST_USES
 
+    def fed(self, each: _Pending) -> bool:
+        """Whether more bytes left since a read than who sends nothing says: of a pulled device nobody tells requests."""
+        return bool(self.counts) and self.since(each) > _SPOKEN + _GREETING
+
     def settled(self, now_ms: int) -> bool:
         """Whether nothing more is to be expected just now."""
-        return self.closed_ms is not None or not 0 <= now_ms - self.grown_ms < _QUIET_MS
+        return self.closed_ms is not None or not 0 <= now_ms - self.grown_ms < (_STALLED_MS if self.alone else _QUIET_MS)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it leads to a device to which nothing is sent but files and a few commands."""
+        return self.way in _DEVICES
 
     def kind(self, read: Read) -> _Kind:
-        """Whose way it is, with respect to a read."""
+        """Whose way it is, with respect to a read. A device that is there for nothing else is always a tool."""
+        if self.alone:
+            return "tool"
         if self.since_ms is None:
             return "old"
         if self.fleeting or (self.began_ms is not None and self.since_ms - self.began_ms <= _TOGETHER_MS):
@@ -181,7 +213,7 @@ class _Way:
         """Reads before this moment are out of question."""
         if self.since_ms is None:
             return now_ms - _TOGETHER_MS
-        return max(self.since_ms, now_ms - _BEFORE_MS) - (_BEFORE_MS if self.counts else _LATE_MS)
+        return max(self.since_ms, now_ms - _BEFORE_MS) - (_BEFORE_MS if self.counts and not self.alone else _LATE_MS)
 
 
 class Ways:
@@ -202,15 +234,19 @@ class Ways:
         """A process has a way open."""
         if fact.way in self.off:
             return []
-        way = self._ways.get(fact.id)
+        way, crowded = self._ways.get(fact.id), list[Departure]()
         if way is None:
             way = self._ways[fact.id] = _Way(fact)
             if len(self._ways) > _MOST_WAYS:
-                del self._ways[next(iter(self._ways))]
+                oldest = self._ways.pop(next(iter(self._ways)))
+                oldest.closed_ms = oldest.closed_ms or fact.at_ms  # judged by what is known of it by now
+                crowded = self._judge(oldest, fact.at_ms)
         way.peer = way.peer or clean(fact.peer)
         if fact.pid not in way.pids:
             entry = self._people.who(fact.pid)
             way.fleeting = not way.pids and (entry is None or entry.process.known != "exact")
+            if entry is not None and way.began_ms is None and not way.pids:  # gone before its sensor looked, not unknown
+                way.begun(entry.process.began_ms)
             way.pids[fact.pid] = None
         way.feeders |= dict.fromkeys(fact.feeders)
         way.count(fact.at_ms, fact.sent)
@@ -221,7 +257,7 @@ class Ways:
             way.uses.append((fact.at_ms, fact.uses))
         if way.looked is None and fact.sent:
             way.looked = fact.at_ms, fact.sent
-        return self._judge(way, fact.at_ms)
+        return crowded + self._judge(way, fact.at_ms)
 
     def closed(self, fact: WayClosed) -> list[Departure]:
         """A way is closed, its count final; if but one of its holders let go of it, it stays open."""
@@ -300,11 +336,15 @@ class Ways:
                 if read.stat is None:
                     self._want(each)
             if of.fresh:
-                way.upto[pid] = next(reversed(of.fresh)).last_ms
+                way.upto[pid] = max(next(reversed(of.fresh)).last_ms, way.upto.get(pid, 0))
         for at, each in list(way.pending.items()):
-            late = now_ms - each.read.last_ms > (_TOGETHER_MS + _QUIET_MS if way.kind(each.read) == "old" else _BEFORE_MS)
+            last_ms = max(each.read.last_ms, way.grown_ms) if way.alone else each.read.last_ms
+            soon = way.alone or way.kind(each.read) == "old"
+            late = now_ms - last_ms > (_TOGETHER_MS + _QUIET_MS if soon else _BEFORE_MS)
             if late or self._told.get(at, -1) >= each.read.last_ms:
                 del way.pending[at]
+            if late and way.alone:  # refused: what is sent later is something else
+                way.upto[each.pid] = max(each.read.last_ms + 1, way.upto.get(each.pid, 0))
 
     def _hands(self, way: _Way) -> Iterator[tuple[int, Link, float, int]]:
         """Whose reads can have left by it: (pid, link, how sure at best, not read before). What an ancestor read long before
@@ -359,15 +399,18 @@ class Ways:
         if not way.pending or any(each.read.opened in self._asked for each in way.pending.values()):
             return []
         in_order = sorted(way.pending.values(), key=_opened)
+        if not way.counts or way.alone:
+            in_order = [each for each in in_order if way.spoken_to(each.from_ms - _TOLD_LATE_MS) or way.fed(each)]
+        if not in_order:
+            return []
         if not way.counts:
-            in_order = [each for each in in_order if way.spoken_to(each.from_ms - _TOLD_LATE_MS)]
             return self._tell(way, in_order, now_ms, self._uncounted(way, in_order))
         kind = way.kind(in_order[0].read)
         settled = way.settled(now_ms)
         if not settled and (kind != "tool" or self._shared(way)):
             return []
         way.low = False
-        all_left = way.since(in_order[0].from_ms)
+        all_left = way.since(in_order[0])
         way.low = all_left < sum(each.read.size or 0 for each in in_order) or _excess(all_left, in_order) > _CLOSE
         whole = self._whole(way, in_order, settled)
         left = self._graded(way, whole, kind) if whole else self._packed(way, in_order, kind) if settled else []
@@ -382,13 +425,13 @@ class Ways:
     def _whole(self, way: _Way, in_order: list[_Pending], settled: bool) -> list[_Pending]:
         """The reads as many bytes of which left as they have: the only one that agrees closely, else in their order."""
         if settled and len(in_order) > 1:
-            close = [each for each in in_order if each.read.size and _excess(way.since(each.from_ms), [each]) <= _CLOSE]
-            close = [each for each in close if way.since(each.from_ms) >= (each.read.size or 0)]
-            if len(close) == 1 and way.since(in_order[0].from_ms) < sum(each.read.size or 0 for each in in_order) * _MOST:
+            close = [each for each in in_order if each.read.size and _excess(way.since(each), [each]) <= _CLOSE]
+            close = [each for each in close if way.since(each) >= (each.read.size or 0)]
+            if len(close) == 1 and way.since(in_order[0]) < sum(each.read.size or 0 for each in in_order) * _MOST:
                 return close
         taken, whole = 0, []
         for each in in_order:
-            size, there = each.read.size, way.since(each.from_ms) - taken
+            size, there = each.read.size, way.since(each) - taken
             if not size:
                 continue
             if there < size * (_MOST if settled else 1.0):
@@ -401,7 +444,7 @@ class Ways:
 
     def _graded(self, way: _Way, whole: list[_Pending], kind: _Kind) -> list[Left]:
         """How surely these left: by how much more did."""
-        there = way.since(whole[0].from_ms)
+        there = way.since(whole[0])
         excess = _excess(there, whole)
         close = excess <= _CLOSE or (kind != "old" and _ENCODED[0] <= excess <= _ENCODED[1])
         sure = _GRADES[kind][0 if close else 1 if excess <= _ROUGH else 2]
@@ -414,20 +457,32 @@ class Ways:
         for each in whole:
             bytes_left = min(each.read.size or 0, there)
             left.append(_left(each, bytes_left, each.link, sure * each.most) if sure else _left(each, bytes_left, "time", 0.3))
-        way.given = way.counts[-1][1] if sure else way.given
+        if way.alone:  # what lies behind it may be of a file whose read is told later
+            way.given = way.counts[-1][1] - there + need
+        else:
+            way.given = way.counts[-1][1] if sure else way.given
         return left
 
     def _packed(self, way: _Way, in_order: list[_Pending], kind: _Kind) -> list[Left]:
         """Less left than was read, but more than is spoken: packed, or a part of it."""
-        there = way.since(in_order[0].from_ms) - _GREETING
+        there = way.since(in_order[0]) - _GREETING
         need = sum(each.read.size or 0 for each in in_order)
         if kind != "tool" or there <= max(need * _LEAST, 0):
             return []
         if not need:  # gone before anybody could look
             return [_left(each, None, each.link, 0.5 * each.most) for each in in_order]
         way.given = way.counts[-1][1]
+        if way.alone:  # what was cut short left as far as it came
+            return list(self._cut_short(in_order, there))
         sure = 0.4 + 0.3 * min(there / need, 1.0)
         return [_left(each, each.read.size, each.link, sure * each.most) for each in in_order if each.read.size != 0]
+
+    def _cut_short(self, in_order: list[_Pending], there: int) -> Iterator[Left]:
+        for each in in_order:
+            part = min(each.read.size or 0, there)
+            there -= part
+            if part:
+                yield _left(each, part, each.link, _PART * each.most)
 
     def _shared(self, way: _Way) -> bool:
         """Whether another open way of the same process may carry what was read: then it is judged when it falls quiet."""

@@ -21,7 +21,8 @@ from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import heads, names
 from agent.sense.interest import Interest
 from agent.sense.likeness import compare
-from agent.sense.marks import Marks
+from agent.sense.looking import lstat
+from agent.sense.marks import Marks, key_of
 from agent.sense.paths import Paths
 
 READ_MS = 50
@@ -31,7 +32,6 @@ _READ_BYTES = 1 << 18
 _READS = 16
 _DIRS_A_MESSAGE = 100
 _DIRS_A_STEP = 2_000
-_MARK = kernel.FAN_MARK_ADD | kernel.FAN_MARK_FILESYSTEM
 _FLUSH = kernel.FAN_MARK_FLUSH | kernel.FAN_MARK_FILESYSTEM
 
 OnPid = Callable[[int], None]
@@ -89,24 +89,32 @@ class Arming:
     def watch(self, systems: list[bytes]) -> None:
         """The mount points of all file systems on which a copy would be one elsewhere; one each, local and writable."""
         wanted: dict[bytes, bytes] = {}
+        tops: dict[bytes, list[bytes]] = {}
         self._refused = {path: why for path, why in self._refused.items() if path in systems}
         for path in systems:
             try:
                 system = kernel.fsid(path)
+                if system in wanted:
+                    continue
                 if system in self._systems and path == self._systems[system]:
                     wanted[system] = path
+                    for top, paths in self._marks.tops.items():
+                        if path in paths:
+                            tops.setdefault(top, []).append(path)
                     continue
-                kernel.fanotify_mark(self._group, _MARK, kernel.FAN_CLOSE_WRITE, path)
+                told_as = kernel.mark_whole(self._group, kernel.FAN_MARK_ADD, kernel.FAN_CLOSE_WRITE, path)
             except OSError as error:
                 self._refused[path] = error.strerror or str(error)
                 continue
             wanted[system] = path
+            if told_as != system:
+                tops.setdefault(told_as, []).append(path)
             if not self.armed and self._holder is not None:
                 self._disarm_at_once(path)
         if wanted == self._systems:
             return
         self._systems = wanted
-        self._marks.systems = dict(wanted)
+        self._marks.systems, self._marks.tops = dict(wanted), tops
         self._tell("systems", list(wanted.values()))
         if self._holder is None:
             self._arm()
@@ -114,8 +122,7 @@ class Arming:
     def _disarm_at_once(self, path: bytes) -> None:
         """It was only tried whether the mark can be had."""
         try:
-            remove = kernel.FAN_MARK_REMOVE | kernel.FAN_MARK_FILESYSTEM
-            kernel.fanotify_mark(self._group, remove, kernel.FAN_CLOSE_WRITE, path)
+            kernel.mark_whole(self._group, kernel.FAN_MARK_REMOVE, kernel.FAN_CLOSE_WRITE, path)
         except OSError:
             return  # unmounted since, or armed and disarmed in between
 
@@ -187,7 +194,7 @@ class Arming:
         self.armed = True
         for path in self._systems.values():
             try:
-                kernel.fanotify_mark(self._group, _MARK, kernel.FAN_CLOSE_WRITE, path)
+                kernel.mark_whole(self._group, kernel.FAN_MARK_ADD, kernel.FAN_CLOSE_WRITE, path)
             except OSError as error:
                 self._refused[path] = error.strerror or str(error)
 
@@ -245,14 +252,25 @@ class Arming:
             return
         if raw.startswith(tuple(self._own)) or self._marks.root_of(raw) is not None:
             return  # ours, or told by the mark that lies there
+        if key[:8] in self._marks.tops:
+            key = key_of(raw)  # as it is told where it is opened
         born_ms = kernel.birth_ms(raw)
         yield Closed(at_ms=now_ms, pid=pid, key=key, path=path_text(raw), size=seen.st_size, born_ms=born_ms)
+
+    def where(self, key: bytes) -> tuple[bytes, os.stat_result] | None:
+        """Where a file that was told lies now, by its key; None if it is gone."""
+        looked = self._paths.look(key)
+        if looked is None or looked[1] is None or not looked[1].st_nlink or not looked[0]:
+            return None
+        return looked
 
     def look(self, asked: Sequence[Question], now_ms: int) -> Iterator[Fact]:
         """Compared for each question."""
         for key, path, sources, total in asked:
-            looked = self._paths.look(key)
-            raw, seen = looked if looked is not None else (b"", None)
+            raw = path_bytes(path)
+            seen = lstat(raw)
+            if seen is None or key_of(raw) != key:  # renamed or gone; this way costs three times as much
+                raw, seen = self._paths.look(key) or (b"", None)
             if seen is None or not seen.st_nlink or not raw:
                 yield Compared(at_ms=now_ms, key=key, path=path, size=0, alike="gone")
                 continue

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from agent.contract.event import path_bytes
 from agent.core.facts import Compared, Fact
-from agent.sense import likeness
+from agent.sense import inside, likeness
 
 HEAD = 1 << 20
 _OF_SOURCES = 8 << 20
@@ -27,9 +27,11 @@ _TINY = 64
 _FEW_WORDS, _WORDS, _WORDS_LEAST = 0.15, 24, 8
 _SAME_AMOUNT = 0.02
 _RUN = 32
+_FEW = 8
+"""So many sources are looked into whatever the file is; more, only if it may be made of them"""
 
 
-Question = tuple[bytes, str, int, list[str], list[str], bool, bool, list[str]]
+Question = tuple[bytes, str, int, list[str], list[str], bool, bool, list[str], bool]
 """See `core.doubts.Doubt`"""
 
 
@@ -43,12 +45,17 @@ class _Seen(NamedTuple):
 
 def look(asked: Iterable[Question], now_ms: int) -> Iterator[Fact]:
     """Compared for each question."""
-    for key, path, size, sources, others, whole, piece, decoys in asked:
+    for key, path, size, sources, others, whole, piece, decoys, only in asked:
+        held: dict[str, int] = {}
         try:
-            alike = _judge((path, size), sources, others, decoys, whole and not piece)
+            if only:
+                held = _held(path, size, sources)
+                alike = "same" if held else "unknown"
+            else:
+                alike = _judge((path, size), sources, others, decoys, whole and not piece)
         except OSError:
             alike = "unknown"  # a medium that was pulled, a disk that fails
-        yield Compared(at_ms=now_ms, key=key, path=path, size=size, alike=alike)
+        yield Compared(at_ms=now_ms, key=key, path=path, size=size, alike=alike, held=held)
 
 
 def _judge(file: tuple[str, int], sources: list[str], others: list[str], decoys: list[str], may_deny: bool) -> str:
@@ -74,6 +81,41 @@ def _judge(file: tuple[str, int], sources: list[str], others: list[str], decoys:
     if _touches(copy, everything):
         return "unknown"
     return "other" if _too_small(copy, everything) or _another_text(copy, everything) else "unknown"
+
+
+def _held(path: str, size: int, sources: list[str]) -> dict[str, int]:
+    """Those of the sources that are in a file, with the bytes of each."""
+    copy = _read(path, HEAD)
+    if copy is None or copy.size != size:
+        return {}
+    text, image = inside.values(copy.head), inside.may_be_image(size)
+    few = len(sources) <= _FEW or inside.may_be_unpacked(copy.head)
+    if not (text or image or few or any(_size(source) == size for source in sources)):
+        return {}
+    most = _OF_SOURCES // max(1, len(sources))
+    there = {source: seen for source in sources if (seen := _read(source, most)) is not None and seen.size}
+    held = {source: size for source, seen in there.items() if seen.size == size and _same(copy, seen)}
+    if held:
+        return held
+    if size == len(copy.head):
+        held = {s: size for s, seen in there.items() if size < seen.size and inside.extract_of(copy.head, seen.head)}
+        if not held and (got := inside.unpacked(copy.head)) is not None:
+            plain, count = got
+            held = {s: min(seen.size, count) for s, seen in there.items() if likeness.shared(plain, [seen.head])}
+    if not held and text:
+        held = {s: min(size, seen.size) for s, seen in there.items() if inside.export_of(copy.head, seen.head)}
+    if not held and image:
+        with os.fdopen(os.open(path_bytes(path), _FLAGS | os.O_NOATIME), "rb", buffering=0) as file:
+            heads = {source: (seen.head, seen.size) for source, seen in there.items()}
+            held = {source: there[source].size for source in inside.in_image(file.fileno(), size, heads)}
+    return held
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path_bytes(path)).st_size  # noqa: PTH116 (raw bytes)
+    except (OSError, ValueError):
+        return -1
 
 
 def _read(path: str, most: int) -> _Seen | None:

@@ -91,8 +91,8 @@ class Fallback(FileSystemEventHandler):
             raise SensorError(f"{path}: can't be watched ({error.strerror}); {hint}") from None
         self._failed.pop(path, None)
 
-    def watch_medium(self, mount: str, alone: bool) -> None:
-        """Watch a medium's tree. Raises SensorError. `alone` makes no difference to inotify."""
+    def watch_medium(self, mount: str, alone: bool, reads: bool = False) -> None:
+        """Watch a medium's tree. Raises SensorError. To inotify `alone` makes no difference, and it names no readers."""
         self.watch_tree(mount)
         self._media.add(mount)
 

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from agent.contract.event import path_bytes, path_text
-from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, Moved, Opened, OpenFile
+from agent.core.facts import Attributes, Closed, Coverage, Created, Deleted, Fact, Lost, MediumRead, Moved, Opened, OpenFile
 from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import FIRST as _FIRST
-from agent.sense.fanotify_events import FIXED, Names, heads, names
+from agent.sense.fanotify_events import FIXED, Names, claimed, heads, names
 from agent.sense.looking import Growing, Sweep, found, links, lstat
 from agent.sense.marks import Marks, Seen, key_of, real
 from agent.sense.paths import Paths
@@ -85,9 +85,10 @@ class Fanotify:
             self._folders.clear()
             self._listen_apart()
 
-    def watch_medium(self, mount: str, alone: bool) -> None:
-        """Watch what is written below `mount`. `alone`: the file system there is the medium's own. Raises SensorError."""
-        if self._marks.add_medium(mount, alone):
+    def watch_medium(self, mount: str, alone: bool, reads: bool = False) -> None:
+        """Watch what is written below `mount`, and (`reads`) opened there. `alone`: its file system is the medium's own.
+        Raises SensorError."""
+        if self._marks.add_medium(mount, alone, reads):
             self._folders.clear()
             self._listen_apart()
 
@@ -124,6 +125,7 @@ class Fanotify:
                 yield Moved(at_ms=now_ms, pid=0, key=key, path=path_text(raw), old_path="")
         if not raw or not self._marks.mark_staged(raw):
             yield Deleted(at_ms=now_ms, pid=0, key=key, path="")
+        self._listen_apart()
 
     # -- the sensor ---------------------------------------------------------------------------------------------------
 
@@ -179,9 +181,10 @@ class Fanotify:
         """What groups of single file systems have to tell."""
         for group in self._apart:
             try:
-                yield from self._facts(os.read(group, _READ_BYTES), now_ms, on_pid)
+                buffer = os.read(group, _READ_BYTES)
             except BlockingIOError:
                 continue
+            yield from self._facts(claimed(buffer, self._marks.apart[group]), now_ms, on_pid)
 
     def _listen_apart(self) -> None:
         for group in self._marks.apart:
@@ -289,7 +292,10 @@ class Fanotify:
             path = folder[1] + (str(name, "ascii") if name.isascii() and b"\\" not in name else path_text(name))
             key = buffer[second + 4 : second + FIXED + _FIRST(buffer, second)[2]]
             if mask == _OPEN:
-                if (pid in writers or paths.displaced) and (seen := lstat(raw) or self._by_handle(key)[1]):
+                if folder[2]:
+                    if not growing.has(key):  # by who made it a moment ago
+                        yield MediumRead(at_ms=now_ms, pid=pid, key=key, path=path)
+                elif (pid in writers or paths.displaced) and (seen := lstat(raw) or self._by_handle(key)[1]):
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size, inode=seen.st_ino)
                 else:
                     yield Opened(at_ms=now_ms, pid=pid, key=key, path=path)
@@ -297,17 +303,16 @@ class Fanotify:
                 told.add(key)
                 if self.want_sizes and pid not in writers:
                     self._writes(pid)
-                if mask & _CREATE:
-                    if mask == _CREATE:
-                        yield from self._created(pid, key, raw, path, now_ms)
-                    else:
-                        yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
-                if mask & _CLOSE_WRITE:
-                    made = growing.end(key)
-                    if seen := lstat(raw):
-                        yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size)
-                    else:
-                        yield self._closed(pid, key, raw, path, made, now_ms)
+                if not mask & _CLOSE_WRITE:
+                    yield from self._created(pid, key, raw, path, now_ms)
+                    continue
+                at, made = growing.end(key), mask & _CREATE != 0
+                if seen := lstat(raw):
+                    yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size, made=made)
+                    continue
+                if made:
+                    yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
+                yield self._closed(pid, key, raw, path, at, now_ms)
             else:
                 yield from self._happened(mask, pid, Names(key, handle, name), now_ms)
 
@@ -316,8 +321,11 @@ class Fanotify:
         closed = self._nameless.pop(key, None)
         if closed:
             return  # told, size and all, when it was closed
-        yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
         seen = lstat(raw) or self._by_handle(key)[1]
+        if seen and seen.st_nlink > 1:  # linked here: the other name may be a protected one
+            yield from self._sweep.other_name(raw, key, now_ms, made=True)
+        size = seen.st_size if seen and seen.st_nlink > 1 else None
+        yield Created(at_ms=now_ms, pid=pid, key=key, path=path, size=size)
         if seen and seen.st_size and (seen.st_nlink > 1 or closed is not None):
             yield Closed(at_ms=now_ms, pid=pid, key=key, path=path, size=seen.st_size)
         else:
@@ -407,7 +415,7 @@ class Fanotify:
         key = told.target or told.dir
         if mask == kernel.FAN_ATTRIB and not raw:
             return  # the last name of a file marked by itself is gone, which its directory told
-        if medium and self.want_sizes:
+        if medium and self.want_sizes and mask & ~_OPEN:
             self._writes(pid)
         seen = None
         if mask != _OPEN or pid in self._writers or self._paths.displaced:
@@ -420,8 +428,10 @@ class Fanotify:
             yield Created(at_ms=now_ms, pid=pid, key=key, path=path)
             if seen and seen.st_nlink > 1:
                 self._marks.mark_link(key, raw, seen)
-        if mask & _OPEN:
+        if mask & _OPEN and not medium:
             yield Opened(at_ms=now_ms, pid=pid, key=key, path=path, size=size, inode=inode)
+        elif mask & _OPEN and not mask & (_CREATE | _CLOSE_WRITE) and not self._growing.has(key):
+            yield MediumRead(at_ms=now_ms, pid=pid, key=key, path=path)
         if mask & kernel.FAN_ATTRIB:
             count = seen.st_nlink if seen else None
             yield Attributes(at_ms=now_ms, pid=pid, key=key, path=path, inode=inode, links=count)
@@ -482,7 +492,7 @@ class Fanotify:
 
     def _finished(self, buffer: bytes, now_ms: int, on_pid: OnPid | None) -> Iterator[Fact]:
         """The descriptor group: path and size by the open file, which is closed before anything else is done."""
-        closed: list[Closed] = []
+        closed: list[Closed | MediumRead] = []
         for mask, fd, pid, _, _ in heads(buffer):
             if mask & kernel.FAN_Q_OVERFLOW:
                 yield from self._overflowed(now_ms)
@@ -490,7 +500,9 @@ class Fanotify:
                 continue
             try:
                 if pid not in self.ignore:
-                    closed.append(_finished_by(pid, fd, now_ms))
+                    done = _finished_by(pid, fd, now_ms)
+                    opened = not mask & _CLOSE_WRITE
+                    closed.append(MediumRead(at_ms=now_ms, pid=pid, key=done.key, path=done.path) if opened else done)
             except OSError:
                 self._paths.unresolved += 1
             finally:

@@ -87,6 +87,21 @@ def names(buffer: bytes, start: int, end: int) -> Names:
     return Names(target, directory, name, old_dir, old_name)
 
 
+def claimed(buffer: bytes, system: bytes) -> bytes:
+    """The same records with `system` as the file system's id wherever the kernel gave none (FUSE): what is read from a group
+    that holds marks of one such file system only."""
+    out = bytearray(buffer)
+    for _, _, _, start, end in heads(buffer):
+        while start + FIXED <= end:
+            _, _, length = _INFO(buffer, start)
+            if length < FIXED:
+                break
+            if not any(buffer[start + 4 : start + 12]):
+                out[start + 4 : start + 12] = system
+            start += length
+    return bytes(out)
+
+
 def decode(buffer: bytes) -> list[Record]:
     """Every whole record of one read(2). Never raises, whatever the bytes."""
     return [Record(mask, fd, pid, names(buffer, start, end)) for mask, fd, pid, start, end in heads(buffer)]

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract.event import path_text
-from agent.core.facts import Coverage, Fact, Lost, OpenFile, Process, ProcSeen
+from agent.core.facts import Coverage, Fact, Lost, OpenFile, Process, ProcSeen, Refused
 from agent.sense import SensorError, kernel
+from agent.sense.refusing import Refusing, Rule
 
 STALL_S = 1.5
 RESTARTS = 5
@@ -63,6 +64,7 @@ class Holder:
         self._writes = -1
         self.starts = 0
         self.tripwire_said: list[tuple[Any, ...]] = []
+        self._refusing: Refusing | None = None
 
     @classmethod
     def trial(cls) -> "Holder":
@@ -72,6 +74,11 @@ class Holder:
         except OSError as error:
             raise SensorError(f"permission events: {error.strerror}") from None
         return cls()
+
+    @property
+    def refusers(self) -> list[int]:
+        """The pids of the processes that refuse opens."""
+        return self._refusing.pids if self._refusing is not None else []
 
     @property
     def pid(self) -> int:
@@ -87,8 +94,24 @@ class Holder:
         self._end()
         self._start()
 
+    def may_refuse(self, refusing: Refusing) -> None:
+        """From now on opens can be refused, too (mode "enforce"), by processes of their own."""
+        if self._refusing is not None:
+            self._refusing.close()
+        self._refusing = refusing
+        for folder in self._folders:
+            refusing.folder(folder, False)
+
+    def refuse(self, rules: dict[bytes, Rule]) -> dict[bytes, str]:
+        """Refuse opens by these rules and no others; the path of a medium each. What could not be, and why."""
+        if self._refusing is None or self._given_up:
+            return dict.fromkeys(rules, self._given_up or "no permission events")
+        return self._refusing.apply(rules)
+
     def tripwire(self, order: str, paths: list[bytes] | None = None, patience_ms: int = 50) -> bool:
         """An order for the tripwire; waits a little where the socket is full. False if there is nobody to obey it."""
+        if self._refusing is not None and order in ("mark", "unmark"):
+            self._refusing.sources(paths or [], order == "unmark")
         if self._socket is None:
             return False
         message = marshal.dumps(("tripwire", order, paths or []))
@@ -140,6 +163,8 @@ class Holder:
 
     def hold_folder(self, folder: bytes, gone: bool) -> None:
         """Hold opens right in this directory of a plain folder that plays a medium, or (`gone`) no longer."""
+        if self._refusing is not None:
+            self._refusing.folder(folder, gone)
         if gone and self._folders.pop(folder, None) is None:
             return
         if not gone:
@@ -168,6 +193,8 @@ class Holder:
     def check(self, now_ms: int) -> None:
         """Kill a holder that was silent too long, start one where it is missing. The Lost comes with the next `drain`."""
         self._receive(now_ms)
+        if self._refusing is not None:
+            self._refusing.check()
         if self._child is None:
             if not self._needed or self._given_up or not self._may_start():
                 return
@@ -187,6 +214,8 @@ class Holder:
         """ProcSeen for each process looked at since the last call, Lost for looks that did not fit the socket."""
         self.flush()
         self._receive(now_ms)
+        for said in self._refusing.drain() if self._refusing is not None else ():
+            self._understand(said, now_ms)
         pending, self._pending = self._pending, []
         yield from pending
         self.looked_ns.clear()
@@ -216,6 +245,8 @@ class Holder:
         self._mounts.clear()
         self._folders.clear()
         self._writes = -1
+        if self._refusing is not None:
+            self._refusing.close()
         self._end()
 
     @property
@@ -300,6 +331,8 @@ class Holder:
             for look in said[1]:
                 self._pending.append(ProcSeen(at_ms=now_ms, process=process(look)))
                 self.looked_ns[look[1]] = look[0]
+        elif said[0] == "denied":
+            self._pending.append(Refused(at_ms=now_ms, pid=said[1], key=b"", path=path_text(said[2]), source=said[3]))
         elif said[0] == "refused":
             self._given_up = os.strerror(said[1])
         elif said[0] in ("tripped", "disarmed"):

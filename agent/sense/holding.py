@@ -1,9 +1,10 @@
 """The small process that holds opens on media while it looks who opens: a program of its own, started by `holder.py`.
 
 Owns: one fanotify permission group (FAN_OPEN_PERM; a mark on each medium's file system, or on every directory of a plain
-folder that plays one), the answer to each event, and the look at the opener's /proc in between. Every open is allowed. It
-runs apart from the agent so that whoever is held never waits for the agent's GIL, locks, disk or name service; so it opens
-nothing on a marked file system, logs nothing, keeps no file.
+folder that plays one), the answer to each event, and the look at the opener's /proc in between. Every open is allowed here;
+what is refused, in mode "enforce", is so by a process of its own (`refusal.py`). It runs apart from the agent so that whoever
+is held never waits for the agent's GIL, locks, disk or name service; so it opens nothing on a marked file system, logs nothing,
+keeps no file.
 
 How long somebody waits: a pid is looked at once a second at most; a look ends after 10 ms of work (it takes 0.2) and is
 done in real time (SCHED_FIFO), so that a busy machine does not prolong it. A process that opens many files at once (more
@@ -53,6 +54,8 @@ class Holding:
     def __init__(self, to_agent: int, writes: int = -1) -> None:
         self._agent = to_agent
         self._tripwire = Tripwire(writes) if writes >= 0 else None
+        # Last of the groups here: of a process that is killed the kernel lets go of the newest file first. Whoever is held on a
+        # folder counts on the tripwire's marks, too: that group must not be closed before this one let all go (`refusal.py`).
         flags = kernel.FAN_CLASS_CONTENT | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK
         self._group = kernel.fanotify_init(flags | kernel.FAN_UNLIMITED_QUEUE | kernel.FAN_UNLIMITED_MARKS)
         self._mounts: dict[bytes, int] = {}
@@ -111,6 +114,8 @@ class Holding:
                 continue
             now = time.monotonic()
             try:
+                if self._tripwire is not None and pid not in self._own and self._tripwire.trip():
+                    self._send(("tripped", self._tripwire.trips))
                 if pid not in self._own and now - self._looked.get(pid, 0.0) >= REMEMBER_S:
                     learned = self._look(pid, now)
                     if learned:
@@ -136,7 +141,7 @@ class Holding:
         opener = procfs.look(pid)
         if opener is None:
             return []
-        learned = [plain(opener)]
+        learned = [procfs.plain(opener)]
         ppid, pgrp = opener.stat.ppid, opener.stat.pgrp
         if not opener.pipes:
             return learned  # nobody near can hold the other end
@@ -152,7 +157,7 @@ class Holding:
                 near = procfs.look(other, 16)
                 if near is not None:
                     self._near[other] = now  # not `_looked`: it may become another program before it opens something
-                    learned.append(plain(near))
+                    learned.append(procfs.plain(near))
         return learned
 
     def _count(self, pid: int, now: float) -> None:
@@ -192,12 +197,19 @@ class Holding:
         return 0
 
     def _obey(self) -> bool:
-        try:
-            message = os.read(self._agent, 65536)
-        except (BlockingIOError, InterruptedError):
-            return True
-        if not message:
-            return False
+        """All orders there are. False: the agent is gone."""
+        while True:
+            try:
+                message = os.read(self._agent, 65536)
+            except (BlockingIOError, InterruptedError):
+                return True
+            except OSError:
+                return False  # the agent was killed with words of ours unread (ECONNRESET)
+            if not message:
+                return False
+            self._do(message)
+
+    def _do(self, message: bytes) -> None:
         order, mount, dev = marshal.loads(message)  # noqa: S302 (from our own parent, over a private socket)
         if order == "tripwire":
             if self._tripwire is not None and (said := self._tripwire.obey(mount, dev)) is not None:
@@ -213,7 +225,6 @@ class Holding:
         elif mount in self._mounts:
             self._mark(kernel.FAN_MARK_REMOVE, mount)
             del self._mounts[mount]
-        return True
 
     def _hold_folders(self, folders: "list[bytes]", gone: bool) -> None:
         """Directories of a plain folder that plays a medium: only what is opened right in them is held."""
@@ -241,13 +252,6 @@ class Holding:
 def _nearest(siblings: "list[int]", here: int) -> "list[int]":
     """Those forked next to the one at `here` first: the stages of a pipeline are."""
     return [siblings[at] for at in sorted(range(len(siblings)), key=lambda at: abs(at - here))]
-
-
-def plain(look: procfs.Look) -> "Seen":
-    """A look as marshal can carry it, for `holder.process`."""
-    stat = look.stat
-    who = (stat.pid, stat.start, stat.ppid, look.uid, look.loginuid, look.session, look.exe, look.argv)
-    return (look.at_ns, *who, look.pipes, look.ends, look.blind, look.files)
 
 
 def main(to_agent: int, agent_pid: int, writes: int = -1) -> None:

@@ -4,7 +4,7 @@ Owns: constants under their header names, argument types, and errno → OSError 
 calls into libc by hand. Must not know: which paths are watched, why, or what an event means; it returns bytes and numbers.
 It imports ctypes and the standard library only, so that the small process that holds opens (`holding.py`) can use it too.
 
-Sources: fanotify(7), fanotify_init(2), fanotify_mark(2), open_by_handle_at(2), inotify(7), prctl(2) and
+Sources: fanotify(7), fanotify_init(2), fanotify_mark(2), open_by_handle_at(2), inotify(7), prctl(2), mount(2) and
 <linux/fanotify.h>. A constant that needs more than Linux 5.17 says so.
 """
 
@@ -18,6 +18,7 @@ import struct
 FAN_CLOEXEC, FAN_NONBLOCK = 0x1, 0x2
 FAN_CLASS_NOTIF, FAN_CLASS_CONTENT = 0x0, 0x4
 FAN_UNLIMITED_QUEUE, FAN_UNLIMITED_MARKS = 0x10, 0x20
+FAN_REPORT_TID = 0x100
 FAN_REPORT_FID, FAN_REPORT_DIR_FID, FAN_REPORT_NAME, FAN_REPORT_TARGET_FID = 0x200, 0x400, 0x800, 0x1000
 FAN_REPORT_DFID_NAME_TARGET = FAN_REPORT_FID | FAN_REPORT_DIR_FID | FAN_REPORT_NAME | FAN_REPORT_TARGET_FID  # Linux 5.17
 
@@ -31,7 +32,7 @@ FAN_CREATE, FAN_DELETE, FAN_DELETE_SELF, FAN_MOVE_SELF = 0x100, 0x200, 0x400, 0x
 FAN_OPEN_EXEC, FAN_Q_OVERFLOW, FAN_OPEN_PERM = 0x1000, 0x4000, 0x10000
 FAN_EVENT_ON_CHILD, FAN_RENAME, FAN_ONDIR = 0x08000000, 0x10000000, 0x40000000  # FAN_RENAME: Linux 5.17
 
-FAN_ALLOW = 0x1
+FAN_ALLOW, FAN_DENY = 0x1, 0x2
 FAN_NOFD = -1
 
 # struct fanotify_event_info_header.info_type
@@ -55,11 +56,19 @@ AT_HANDLE_FID = 0x200  # Linux 6.5: a handle to compare with, from file systems 
 NO_HANDLES = (errno.EXDEV, errno.ENODEV, errno.EOPNOTSUPP, errno.EOVERFLOW)
 """What fanotify_mark and name_to_handle_at say where file handles are of no use: exfat, FUSE, overlay, btrfs subvolumes."""
 
+# mount(2)
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_SYNCHRONOUS, MS_REMOUNT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20
+MS_MANDLOCK, MS_NOSYMFOLLOW, MS_BIND, MS_LAZYTIME = 0x40, 0x100, 0x1000, 0x2000000
+
 _MAX_HANDLE_SZ = 128
+_BTRFS_TOP = struct.pack("=IiQQI", 20, 0x4D, 256, 5, 0)
+"""The handle of the top of any btrfs: FILEID_BTRFS_WITHOUT_PARENT; first inode, file tree, any generation (btrfs_tree.h)"""
 _HANDLE = struct.Struct("=Ii")  # handle_bytes handle_type
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 AT_SYMLINK_NOFOLLOW, STATX_BTIME = 0x100, 0x800
-_STATX_SIZE, _STX_BTIME = 256, 80  # struct statx, and where its stx_btime lies
+_SYS_OPEN_TREE, _OPEN_TREE_CLONE = 428, 1  # the same on all architectures
+_STATX_SIZE, _STX_BTIME, _STX_DEV = 256, 80, 136  # struct statx, and where its stx_btime and stx_dev_major lie
+_AT_STATX_DONT_SYNC = 0x4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
@@ -76,6 +85,7 @@ _libc.inotify_init1.argtypes = (ctypes.c_int,)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _libc.inotify_rm_watch.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -97,6 +107,27 @@ def fanotify_init(flags: int) -> int:
 def fanotify_mark(group: int, flags: int, mask: int, path: bytes | None, dir_fd: int = AT_FDCWD) -> None:
     """Add or remove a mark; without `path`, on what `dir_fd` is open on. EXDEV, ENODEV, EOPNOTSUPP: no file handles there."""
     _checked(_libc.fanotify_mark(group, flags, mask, dir_fd, path), path)
+
+
+def mark_whole(group: int, action: int, mask: int, path: bytes) -> bytes:
+    """`fanotify_mark` with FAN_MARK_FILESYSTEM on what `path` lies on, also where that is a btrfs subvolume: then by the top of
+    its file system. Returns the f_fsid by which events name it."""
+    try:
+        fanotify_mark(group, action | FAN_MARK_FILESYSTEM, mask, path)
+        return fsid(path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    mount = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        top = open_by_handle_at(mount, _BTRFS_TOP, os.O_RDONLY)
+    finally:
+        os.close(mount)
+    try:
+        fanotify_mark(group, action | FAN_MARK_FILESYSTEM, mask, None, top)
+        return fsid(top)
+    finally:
+        os.close(top)
 
 
 def name_to_handle_at(path: bytes, flags: int = 0, dir_fd: int = AT_FDCWD) -> bytes:
@@ -123,6 +154,12 @@ def open_by_handle_at(mount_fd: int, handle: bytes, flags: int = os.O_PATH) -> i
     return _checked(_libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC))
 
 
+def open_view(path: bytes) -> int:
+    """A descriptor on the directory `path` as by a bind mount of our own that nobody else sees (open_tree(2), Linux 5.2): what
+    is opened by way of it does not keep the mount at `path` busy. EINVAL: that is in another mount namespace."""
+    return _checked(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), path)
+
+
 def birth_ms(path: bytes) -> int | None:
     """When the file at `path` was made, ms since 1970 UTC (statx(2) stx_btime); None if its file system does not keep that."""
     found = ctypes.create_string_buffer(_STATX_SIZE)
@@ -133,23 +170,38 @@ def birth_ms(path: bytes) -> int | None:
     return seconds * 1000 + nanoseconds // 1_000_000 if told & STATX_BTIME else None
 
 
+def mount(target: bytes, flags: int, options: bytes) -> None:
+    """Change how what is mounted at `target` is mounted (MS_REMOUNT). EBUSY: not read-only yet, as a file is being written."""
+    _checked(_libc.mount(None, target, None, flags, options or None), target)
+
+
+def device_of(fd: int) -> int:
+    """st_dev of an open file, as it is known without asking a server (statx(2), AT_STATX_DONT_SYNC); 0 if that can't be had."""
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if _libc.statx(fd, b"", AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, found) < 0:
+        return 0
+    return os.makedev(*struct.unpack_from("=II", found, _STX_DEV))
+
+
 def fsid(path: bytes | int) -> bytes:
-    """The 8 bytes of statfs(2) f_fsid, as fanotify writes them before a handle; zeros where a file system has none."""
+    """The 8 bytes of statfs(2) f_fsid, as fanotify writes them before a handle; where a file system has none (FUSE), st_dev in
+    their place (see `fanotify_events.claimed`)."""
     value = os.statvfs(path).f_fsid
+    if not value:
+        return struct.pack("=Q", os.stat(path).st_dev)  # noqa: PTH116 (raw bytes)
     return struct.pack("=II", value & 0xFFFFFFFF, (value >> 32) & 0xFFFFFFFF)
 
 
 def file_key(path: bytes, follow: bool = False) -> bytes:
     """What names the inode at `path` for good: fsid and handle, the very bytes fanotify tells; opens nothing.
 
-    Where a file system refuses handles, or has no fsid: st_dev and st_ino, packed. `follow` goes through a last symbolic
+    Where a file system refuses handles: st_dev and st_ino, packed. `follow` goes through a last symbolic
     link, and so through /proc/PID/fd/N. Raises OSError if there is no such file.
     """
     found = os.stat(path, follow_symlinks=follow)  # noqa: PTH116 (raw bytes)
     try:
         system = fsid(path) if follow or not stat.S_ISLNK(found.st_mode) else fsid(path.rpartition(b"/")[0] or b"/")
-        if any(system):
-            return system + identity_handle(path, AT_SYMLINK_FOLLOW if follow else 0)
+        return system + identity_handle(path, AT_SYMLINK_FOLLOW if follow else 0)
     except OSError as error:
         if error.errno not in (*NO_HANDLES, errno.EINVAL):  # EINVAL: AT_HANDLE_FID is not known before Linux 6.5
             raise

@@ -1,7 +1,8 @@
 """Files that reached a medium between its mount and our mark: found by looking, as the kernel told nobody.
 
 Owns: one short look at a medium that was just marked, breadth first, for files changed since. It is cut off after
-BUDGET_S: a stick with a million files must neither stall whoever senses nor be kept busy when its user pulls it.
+BUDGET_S: a stick with a million files must not stall whoever senses. The look is taken through a view of our own, so that the
+stick can be unmounted meanwhile.
 Must not know what a file means; who wrote it is not known (pid 0). `fanotify.py` sees all that comes later.
 """
 
@@ -23,10 +24,24 @@ Not two seconds for all: a stick plugged in again at once would have its last co
 
 def look(mount: str, now_ms: int, since_ms: int) -> Iterator[Fact]:
     """Found for each regular file below `mount` changed (ctime or mtime) at `since_ms` or later, on its own file system."""
-    end = time.monotonic() + BUDGET_S
-    pending = deque([os.fsencode(mount)])
+    raw = os.fsencode(mount)
     try:
-        device = os.lstat(pending[0]).st_dev
+        view = kernel.open_view(raw)
+    except OSError:
+        yield from _look(raw, raw, now_ms, since_ms)  # of another mount namespace, or an old kernel
+        return
+    try:
+        yield from list(_look(b"/proc/self/fd/%d" % view, raw, now_ms, since_ms))
+    finally:
+        os.close(view)
+
+
+def _look(top: bytes, mount: bytes, now_ms: int, since_ms: int) -> Iterator[Fact]:
+    """The same by the path `top`, told as below `mount`."""
+    end = time.monotonic() + BUDGET_S
+    pending = deque([top])
+    try:
+        device = os.stat(top).st_dev  # noqa: PTH116 (raw bytes)
     except OSError:
         return
     while pending:
@@ -49,8 +64,8 @@ def look(mount: str, now_ms: int, since_ms: int) -> Iterator[Fact]:
                 key = kernel.file_key(path)
             except OSError:
                 continue
-            modified_ms = int(found.st_mtime * 1000)
-            yield Found(at_ms=now_ms, pid=0, key=key, path=path_text(path), size=found.st_size, modified_ms=modified_ms)
+            modified_ms, told = int(found.st_mtime * 1000), path_text(mount + path[len(top) :])
+            yield Found(at_ms=now_ms, pid=0, key=key, path=told, size=found.st_size, modified_ms=modified_ms)
 
 
 def _changed_ms(found: os.stat_result) -> int:

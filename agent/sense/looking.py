@@ -21,6 +21,8 @@ _SWEEP = 400
 _FIND_S, _REST = 0.15, 4
 """A file's other name is looked for so long at once, and then not for so many times what that took"""
 _LINKS = 2000
+_INODES, _INODES_S = 20_000, 1.0
+"""Whoever links one file links more: so many files of the trees are remembered for so long"""
 
 
 @dataclass(slots=True)
@@ -41,6 +43,10 @@ class Growing:
         if len(self._files) >= _MOST_GROWING:
             self._files.pop(next(iter(self._files)))
         self._files[key] = _Growing(path, pid)
+
+    def has(self, key: bytes) -> bool:
+        """Whether it was made and is not closed yet."""
+        return key in self._files
 
     def end(self, key: bytes) -> bytes:
         """It was closed, or is gone. The path it was made at; empty if that is not known."""
@@ -83,10 +89,13 @@ class Sweep:
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
         self._running: Iterator[tuple[bytes, Seen] | None] | None = None
-        self._rest_until = 0.0
+        self._rest_until = self._inodes_until = 0.0
+        self._inodes: dict[tuple[int, int], bytes] = {}
 
     def some(self, now_ms: int) -> Iterator[Fact]:
         """Attributes for each file that turns out to have several names."""
+        if self._inodes and time.monotonic() >= self._inodes_until:
+            self._inodes = {}
         if self._running is None:
             self._running = self._pass()
         for _ in range(_SWEEP):
@@ -99,21 +108,24 @@ class Sweep:
                 key, (raw, seen) = step
                 yield _linked(key, raw, seen, now_ms)
 
-    def other_name(self, path: bytes, key: bytes, now_ms: int) -> Iterator[Fact]:
-        """Attributes of the protected file that is the same as this one elsewhere, which somebody holds open: it may have
-        been linked a moment ago. Nothing if the pass found it already, or if it can't be found in a short time."""
+    def other_name(self, path: bytes, key: bytes, now_ms: int, made: bool = False) -> Iterator[Fact]:
+        """Attributes of the protected file that is the same as this one elsewhere, which somebody holds open, or (`made`) has
+        just linked onto a medium. Nothing if the pass found it already, or if it can't be found in a short time."""
         seen, began = lstat(path), time.monotonic()
-        if seen is None or seen.st_nlink < 2 or not stat.S_ISREG(seen.st_mode) or began < self._rest_until:
+        if seen is None or seen.st_nlink < 2 or not stat.S_ISREG(seen.st_mode):
             return
-        if self._marks.root_of(path) is not None:
+        if not made and self._marks.root_of(path) is not None:
             return
-        for root in [root for root in self._marks.roots.values() if not root.medium]:
-            found = _by_inode(root.path, seen, began + _FIND_S)
-            if found and key_of(found) == key and self._marks.mark_link(key, found, seen):
-                yield _linked(key, found, seen, now_ms)
-                break
-        now = time.monotonic()
-        self._rest_until = now + _REST * (now - began)
+        found = self._inodes.get((seen.st_dev, seen.st_ino), b"") if began < self._inodes_until else b""
+        if not found and began >= self._rest_until:
+            self._inodes = {}
+            for root in [root for root in self._marks.roots.values() if not root.medium]:
+                found = found or _by_inode(root.path, seen, began + _FIND_S, self._inodes)
+            now = time.monotonic()
+            self._rest_until = now + _REST * (now - began)
+            self._inodes_until = now + _INODES_S
+        if found and key_of(found) == key and self._marks.mark_link(key, found, seen):
+            yield _linked(key, found, seen, now_ms)
 
     def _pass(self) -> Iterator[tuple[bytes, Seen] | None]:
         """A step a directory and a file."""
@@ -154,21 +166,25 @@ def lstat(raw: bytes) -> os.stat_result | None:
         return None
 
 
-def _by_inode(top: bytes, wanted: os.stat_result, deadline: float) -> bytes:
-    """Where below a directory of the same file system a file lies, by its number; empty if that is not found."""
+def _by_inode(top: bytes, wanted: os.stat_result, deadline: float, inodes: dict[tuple[int, int], bytes]) -> bytes:
+    """Where below a directory of the same file system a file lies, by its number; empty if that is not found. Others on the way
+    are noted in `inodes`, as long as there is room."""
     there = lstat(top)
     pending = [top] if there is not None and there.st_dev == wanted.st_dev else []
-    while pending and time.monotonic() < deadline:
+    here = b""
+    while pending and not (here and len(inodes) >= _INODES) and time.monotonic() < deadline:
         try:
             with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
-                    elif entry.inode() == wanted.st_ino:
-                        return entry.path
+                    elif len(inodes) < _INODES:
+                        inodes[wanted.st_dev, entry.inode()] = entry.path
+                    if entry.inode() == wanted.st_ino:
+                        here = entry.path
         except OSError:
             continue  # it went away meanwhile
-    return b""
+    return here
 
 
 def _linked(key: bytes, raw: bytes, seen: os.stat_result, now_ms: int) -> Attributes:

@@ -56,11 +56,13 @@ class Root:
     way: str = "directories"
     opaque: bool = False
     handle: bytes = b""
+    reads: bool = False
+    """Of a medium: what is opened there is told, too"""
 
     def mask(self, folder: bytes) -> int:
         """What is asked of a directory: of a protected root also, whether it goes away itself."""
         if self.medium:
-            return _FOLDER
+            return _FOLDER | kernel.FAN_OPEN if self.reads else _FOLDER
         return _TREE | _SELF if folder == self.path else _TREE
 
     def covers(self, path: bytes) -> bool:
@@ -76,6 +78,7 @@ class Marks:
     `fresh_links`: key and file of each protected file that a search found to have several names; whoever reads it empties it.
     `another` opens one more group, for a file system that may share none (`apart`).
     `systems`: by fsid, where other file systems are on which a handle may be asked for; marked or not is not known here.
+    `tops`: the same of btrfs, by the fsid of the whole: where its subvolumes are, of which each has one of its own.
     `on_mark` is called with each directory and file of protected content that is marked (True: unmarked) by its path,
     `on_folder` with each directory of a plain folder that plays a medium.
     """
@@ -83,6 +86,7 @@ class Marks:
     def __init__(self, group: int, plain: int, another: Callable[[], int]) -> None:
         self._group, self._plain, self._another = group, plain, another
         self._apart: dict[int, int] = {}
+        self._claims: dict[int, bytes] = {}
         self.roots: dict[bytes, Root] = {}
         self.replaced: dict[bytes, Root] = {}
         self.count = 0
@@ -90,6 +94,7 @@ class Marks:
         self.kept: dict[bytes, bytes] = {}
         self.fresh_links: list[tuple[bytes, Seen]] = []
         self.systems: dict[bytes, bytes] = {}
+        self.tops: dict[bytes, list[bytes]] = {}
         self.on_mark: Callable[[bytes, bool], None] = lambda path, gone: None
         self.on_folder: Callable[[bytes, bool], None] = lambda path, gone: None
         self._linked: set[bytes] = set()
@@ -101,7 +106,7 @@ class Marks:
         if known and (known.handle, known.medium) == (root.handle, False):
             return False
         try:
-            self._keep_apart(root)
+            self._keep_apart(root.dev, root.path)
             self.search(root, root.path)
         except OSError as error:
             raise SensorError(f"{path}: can't be watched ({error.strerror}); protect a directory on a local disk") from None
@@ -113,9 +118,10 @@ class Marks:
         self.roots[root.path] = root
         return True
 
-    def add_medium(self, mount: str, alone: bool) -> bool:
+    def add_medium(self, mount: str, alone: bool, reads: bool = False) -> bool:
         """Mark a medium: its file system if that is its own, else each directory; False if it is so already. SensorError."""
         root = _root(os.fsencode(mount), medium=True)
+        root.reads = reads
         known = self.roots.get(root.path)
         if known and (known.dev, known.ino) == (root.dev, root.ino):
             return False
@@ -126,7 +132,7 @@ class Marks:
             if alone:
                 self._mark_filesystem(root)
             else:
-                self._keep_apart(root)
+                self._keep_apart(root.dev, root.path)
                 self.search(root, root.path)
         except OSError as error:
             raise SensorError(f"{mount}: can't be watched ({error.strerror}); copies to it will not be seen") from None
@@ -149,6 +155,7 @@ class Marks:
                 self.search(root, path, remove=True)
             elif not twins:
                 group, mask = (self._group, _FILESYSTEM) if root.way == "filesystem" else (self._plain, kernel.FAN_CLOSE_WRITE)
+                mask |= kernel.FAN_OPEN
                 kernel.fanotify_mark(group, kernel.FAN_MARK_REMOVE | kernel.FAN_MARK_FILESYSTEM, mask, path)
                 self.count -= 1
         except OSError:
@@ -180,9 +187,12 @@ class Marks:
         return self._mark_one(path, _STAGED)
 
     def _mark_one(self, path: bytes, mask: int) -> bool:
+        add = kernel.FAN_MARK_ADD | kernel.FAN_MARK_DONT_FOLLOW
         try:
-            group = self._apart.get(os.lstat(path).st_dev, self._group) if self._apart else self._group
-            kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_DONT_FOLLOW, mask, path)
+            dev = os.lstat(path).st_dev if self._apart or self.tops else 0
+            if self.tops and dev not in self._apart and kernel.fsid(path) not in self.tops:
+                self._keep_apart(dev, path.rpartition(b"/")[0] or b"/")
+            kernel.fanotify_mark(self._apart.get(dev, self._group), add, mask, path)
         except OSError:
             return False
         self.count += 1
@@ -190,9 +200,9 @@ class Marks:
         return True
 
     @property
-    def apart(self) -> list[int]:
-        """Groups of file systems that may share none."""
-        return list(self._apart.values())
+    def apart(self) -> dict[int, bytes]:
+        """Groups of file systems that may share none, with the id by which each is known here."""
+        return self._claims
 
     def again(self) -> Iterator[None]:
         """Go through all protected trees once more, marking (and telling `on_mark`); one step a directory."""
@@ -279,33 +289,34 @@ class Marks:
                 root.way = twin.way  # one mark covers every mount of a file system
                 return
         add = kernel.FAN_MARK_ADD | kernel.FAN_MARK_FILESYSTEM
+        opens = kernel.FAN_OPEN if root.reads else 0
         try:
-            kernel.fanotify_mark(self._group, add, _FILESYSTEM, root.path)
+            kernel.fanotify_mark(self._group, add, _FILESYSTEM | opens, root.path)
             root.way = "filesystem"
             if self.kept.get(root.handle) not in self.roots:  # known without opening anything on what may be ejected now
                 self.kept[root.handle] = root.path
         except OSError as error:
             if error.errno not in kernel.NO_HANDLES:
                 raise
-            # not OPEN: the kernel would open each file for us, and that breaks a phone's mount under jmtpfs
-            kernel.fanotify_mark(self._plain, add, kernel.FAN_CLOSE_WRITE, root.path)
+            # never OPEN on FUSE: the kernel would open each file for us, and that breaks a phone's mount under jmtpfs
+            kernel.fanotify_mark(self._plain, add, kernel.FAN_CLOSE_WRITE | opens, root.path)
             root.way = "descriptors"
         self.count += 1
 
-    def _keep_apart(self, root: Root) -> None:
+    def _keep_apart(self, dev: int, path: bytes) -> None:
         """Give a btrfs subvolume or a FUSE file system a group of its own: since Linux 6.8 no group may hold marks of such a
         one (its file-system id is "weak") and of any other besides. Raises OSError if there can be no more groups."""
-        if root.dev in self._apart:
+        if dev in self._apart:
             return
         group, mask = self._another(), kernel.FAN_DELETE_SELF
         try:
             kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_ONLYDIR, mask, _STRONG)
-            kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_ONLYDIR, mask, root.path)
+            kernel.fanotify_mark(group, kernel.FAN_MARK_ADD | kernel.FAN_MARK_ONLYDIR, mask, path)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 kernel.fanotify_mark(group, kernel.FAN_MARK_REMOVE | kernel.FAN_MARK_ONLYDIR, mask, _STRONG)
-                self._apart[root.dev] = group
-        if root.dev not in self._apart:
+                self._apart[dev], self._claims[group] = group, kernel.fsid(path)
+        if dev not in self._apart:
             os.close(group)
 
     def _taken(self) -> set[int]:

@@ -12,16 +12,19 @@ reached through /proc/PID/root + its path while that process lives; so the eldes
 open: a descriptor of /proc/PID/mountinfo would keep the namespace, and its media, from going.
 """
 
+import math
 import os
 import re
 import select
 import stat
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from agent.contract.event import path_text
 from agent.core.facts import Coverage, Fact, Mounted, Unmounted
-from agent.sense import SensorError, procfs
+from agent.sense import SensorError, behind, procfs, serving
+from agent.sense.pairs import Pairs
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _KERNEL_ONLY = {
@@ -34,6 +37,24 @@ _NOT_LOCAL = {
 }
 _LABEL = (b"E:ID_FS_UUID=", b"E:ID_FS_LABEL=")
 _LABEL_ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
+
+
+_LOOKED_S = (0, 1, 4, 16, 64)
+_LOOKED_EVERY_S, _ASKED_EVERY_S = 300, 2
+"""When, after it was mounted, it is looked who serves a FUSE file system; and how often, whom these talk to"""
+_MOST_SERVED = 32
+
+
+class _Served:
+    """Who serves a FUSE file system, by looks: `far` is the machine that they were seen to talk to."""
+
+    __slots__ = ("asked_s", "far", "hands", "looked_s", "looks")
+
+    def __init__(self) -> None:
+        self.hands: list[int] = []
+        self.far = ""
+        self.looks = 0
+        self.looked_s = self.asked_s = -math.inf
 
 
 class Mount(NamedTuple):
@@ -88,6 +109,8 @@ class Mounts:
         """Namespaces whose mounts are told by `drain`; 0 stands for what can't be known"""
         if follows(self._read(), procfs.read(f"{proc}/1/mountinfo")):
             self._home.add(self._mnt_ns("1"))
+        self._served: dict[str, _Served] = {}
+        self._pairs: Pairs | None = None
         self._known: dict[int, dict[int, Mount]] = {}
         self._inside: dict[int, int] = {}
         self._cold = True
@@ -135,6 +158,45 @@ class Mounts:
             if had and (heir := self._somebody(namespace)):
                 yield from self.also(heir, now_ms)
 
+    def served_afar(self, now_ms: int) -> Iterator[Fact]:
+        """Mounted once more for each FUSE file system whose server turns out to talk to another machine; once a second."""
+        there = {mount.dev: mount for mount in self._known.get(0, {}).values() if _is_fuse(mount)}
+        self._served = {dev: served for dev, served in self._served.items() if dev in there}
+        for mount in there.values():
+            known = self._served.get(mount.dev)
+            if (known is None or not known.far) and self._far(mount):
+                yield self._mounted(mount, 0, now_ms)
+
+    def _far(self, mount: Mount) -> str:
+        """The machine that the server of a FUSE file system talks to, as far as is known by now."""
+        served, now = self._served.get(mount.dev), time.monotonic()
+        if served is None:
+            if len(self._served) >= _MOST_SERVED:
+                return ""
+            served = self._served[mount.dev] = _Served()
+        wait = _LOOKED_S[served.looks] if served.looks < len(_LOOKED_S) else _LOOKED_EVERY_S
+        if served.far:
+            return served.far
+        if now - served.looked_s >= wait:
+            served.looked_s, served.looks = now, served.looks + 1
+            if self._pairs is None:
+                self._pairs = Pairs()
+            found = serving.servers(int(mount.dev.partition(":")[2]))
+            served.hands = [pid for server in found[:1] for pid in serving.hands(server, self._pairs)]
+        elif now - served.asked_s < _ASKED_EVERY_S:
+            return ""
+        served.asked_s = now
+        served.far = serving.far_end(served.hands)
+        return served.far
+
+    def _holds(self, mount: Mount) -> list[str]:
+        """What the server of a FUSE file system holds open, whose source is no directory and no device."""
+        known = parse(self._read())
+        devices = {each.mount_id: each.dev for each in known}
+        devices[0] = next((each.dev for each in known if each.mount == b"/"), "")
+        pids = serving.servers(int(mount.dev.partition(":")[2]))
+        return list(dict.fromkeys(each for pid in pids[:1] for each in behind.held(pid, devices)))
+
     def _look_inside(self, namespace: int, now_ms: int) -> Iterator[Fact]:
         try:
             with open(f"{self._proc}/{self._inside[namespace]}/mountinfo", "rb") as file:
@@ -171,13 +233,14 @@ class Mounts:
         away = {os.fsencode(path) for path in media}
         mounts = list(self._known.get(0, {}).values())
         taken = {mount.dev for mount in mounts if mount.mount in away}
-        found: dict[str, bytes] = {}
+        found: dict[tuple[str, bytes], bytes] = {}
         for mount in mounts:
             if mount.read_only > read_only or mount.dev in taken or mount.fs.startswith("fuse") or mount.fs in _NOT_LOCAL:
                 continue
-            known = found.get(mount.dev)
+            at = (mount.dev, mount.root if mount.fs == "btrfs" else b"")  # from one subvolume no path leads into another
+            known = found.get(at)
             if known is None or len(mount.mount) < len(known):
-                found[mount.dev] = mount.mount
+                found[at] = mount.mount
         return sorted(found.values())
 
     def views(self, paths: list[str]) -> list[str]:
@@ -205,6 +268,8 @@ class Mounts:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._pairs is not None:
+            self._pairs.close()
 
     def _differ(self, namespace: int, now: dict[int, Mount], now_ms: int) -> Iterator[Fact]:
         before = self._known.get(namespace, {})
@@ -220,7 +285,9 @@ class Mounts:
     def _mounted(self, mount: Mount, namespace: int, now_ms: int) -> Mounted:
         dev = block_device(mount)
         uuid, label = file_system_names(dev)
-        below = shown(mount) or image_below(f"/sys/dev/block/{dev}")
+        far = self._far(mount) if _is_fuse(mount) and not namespace else ""
+        below = (b"" if far else shown(mount)) or image_below(f"/sys/dev/block/{dev}")
+        unsaid = _is_fuse(mount) and not namespace and not far and not below and dev == mount.dev
         return Mounted(
             at_ms=now_ms,
             mount_id=mount.mount_id,
@@ -235,6 +302,8 @@ class Mounts:
             namespace=namespace,
             reach=f"{self._proc}/{self._inside[namespace]}/root{path_text(mount.mount)}" if namespace else "",
             lies_on=path_text(below),
+            holds=self._holds(mount) if unsaid else [],
+            far=far,
             cold=self._cold,
         )
 
@@ -282,6 +351,10 @@ def shown(mount: Mount) -> bytes:
     if mount.fs.partition(".")[0] not in ("fuse", "ecryptfs") or not mount.source.startswith(b"/"):
         return b""
     return mount.source.rstrip(b"/") + b"/"
+
+
+def _is_fuse(mount: Mount) -> bool:
+    return mount.fs.partition(".")[0] == "fuse"
 
 
 def image_below(device: str) -> bytes:

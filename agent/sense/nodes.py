@@ -17,11 +17,13 @@ from agent.sense import SensorError, kernel
 from agent.sense.fanotify_events import heads, names
 
 _READ_BYTES = 4096
+_MOST_READERS = 64
 _MASK = kernel.FAN_OPEN | kernel.FAN_MODIFY | kernel.FAN_CLOSE_WRITE
 
 
 class Nodes:
-    """`fileno()` is readable when `openers()` has something to say, and then perhaps `written()`."""
+    """`fileno()` is readable when `openers()` has something to say, and then perhaps `written()`. `readers`: who opened
+    a device that protected directories lie on, with when."""
 
     def __init__(self) -> None:
         flags = kernel.FAN_CLASS_NOTIF | kernel.FAN_CLOEXEC | kernel.FAN_NONBLOCK | kernel.FAN_REPORT_FID
@@ -33,6 +35,8 @@ class Nodes:
         self._since: dict[bytes, int] = {}
         self._writers: dict[bytes, dict[int, None]] = {}
         self._written: list[NodeWritten] = []
+        self._below: dict[bytes, str] = {}
+        self.readers: dict[int, int] = {}
 
     def fileno(self) -> int:
         """The group's descriptor, -1 when closed."""
@@ -48,6 +52,17 @@ class Nodes:
                     self._nodes[kernel.file_key(path)] = number, path
             except OSError:
                 continue  # pulled again already; its mark goes with the node
+
+    def watch_below(self, nodes: list[str]) -> None:
+        """Notice who opens these block devices, which protected directories lie on; those of media are watched closer."""
+        for number in [each for each in nodes if each not in self._below.values()]:
+            path = _path_of(number)
+            try:
+                if path and path not in [known for _, known in self._nodes.values()]:
+                    kernel.fanotify_mark(self._group, kernel.FAN_MARK_ADD, kernel.FAN_OPEN, path)
+                    self._below[kernel.file_key(path)] = number
+            except OSError:
+                continue  # it went away; what lies on it did so, too
 
     def openers(self, now_ms: int) -> set[int]:
         """Pids of those who opened or wrote to one since the last call."""
@@ -69,6 +84,11 @@ class Nodes:
         return iter(written)
 
     def _learn(self, mask: int, pid: int, key: bytes, now_ms: int) -> None:
+        if key in self._below:
+            self.readers.pop(pid, None)
+            self.readers[pid] = now_ms
+            if len(self.readers) > _MOST_READERS:
+                del self.readers[next(iter(self.readers))]
         if key not in self._nodes:
             return
         number, path = self._nodes[key]

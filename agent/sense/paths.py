@@ -96,8 +96,15 @@ class Paths:
 
     def _elsewhere(self, handle: bytes) -> tuple[bytes, os.stat_result] | None:
         """The same on a file system that no root lies on."""
+        for subvolume in self._marks.tops.get(handle[:8], ()):
+            looked = self._look_at(_mount_at(subvolume, kernel.fsid(subvolume)), handle)
+            if looked is not None and _is_at(*looked):
+                return looked
         path = self._marks.systems.get(handle[:8])
-        mount = _mount_at(path, handle[:8]) if path is not None else -1
+        return self._look_at(_mount_at(path, handle[:8]), handle) if path is not None else None
+
+    @staticmethod
+    def _look_at(mount: int, handle: bytes) -> tuple[bytes, os.stat_result] | None:
         if mount < 0:
             return None
         try:
@@ -146,6 +153,15 @@ class Paths:
             if root.handle == handle:
                 return root.path, path_text(root.path)
         return self._former.get(handle, (b"", ""))
+
+
+def _is_at(path: bytes, seen: os.stat_result) -> bool:
+    """Whether a path leads to a file: of what lies in another subvolume than the one that was asked, it does not."""
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (seen.st_dev, seen.st_ino)
 
 
 def _mount_of(root: Root) -> int:

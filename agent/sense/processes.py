@@ -59,13 +59,14 @@ _NOT, _BEFORE, _ITSELF = 0, 1, 2
 class _Entry:
     """A process in the table. `execed`: exe and argv are not those of the identity, as it execed ITSELF, or an ancestor did
     BEFORE it was forked. `start`: ticks since boot, by its fork (then one more than /proc tells at times), 0 if that was not
-    seen: so that a pid given again is not taken for its former owner. `born_ns`, `ended_ns`: CLOCK_MONOTONIC, 0 if not told."""
+    seen: so that a pid given again is not taken for its former owner. `born_ns`, `ended_ns`, `execed_ns` (its last exec):
+    CLOCK_MONOTONIC, 0 if not told."""
 
-    __slots__ = ("born_ns", "ended_ns", "execed", "identity", "ppid", "start")
+    __slots__ = ("born_ns", "ended_ns", "execed", "execed_ns", "identity", "ppid", "start")
 
     def __init__(self, ppid: int, identity: Identity, execed: int, start: int = 0, born_ns: int = 0) -> None:
         self.ppid, self.identity, self.execed, self.start, self.born_ns = ppid, identity, execed, start, born_ns
-        self.ended_ns = 0
+        self.ended_ns = self.execed_ns = 0
 
 
 class _Looked(NamedTuple):
@@ -161,10 +162,22 @@ class Processes:
     def _as_it_was_last(self, pid: int, known: _Looked) -> _Looked:
         """A process that is gone; it may have become another program after the last look, which nobody saw."""
         if pid in self._stale and known.process.known == "exact":
-            program = path_text(self.programs.of(pid)) or known.process.exe
-            process = msgspec.structs.replace(known.process, exe=program, known="cached", blind=True)
+            entry = self._table.get(pid) or self._ended.get(pid)
+            exe = self._exe(pid, entry)
+            process = msgspec.structs.replace(known.process, exe=exe, known="cached", blind=True)
+            if exe != known.process.exe:
+                process.argv = []  # another program's command line
+            if entry is not None and not entry.execed:  # read right after its exec
+                process.argv = [_text(argument) for argument in entry.identity[4]]
+            self._name_login(process, entry)
             known = self._looked[pid] = known._replace(process=process)
         return known
+
+    def _name_login(self, process: Process, entry: _Entry | None) -> None:
+        """A login uid that was set after the look, before the exec."""
+        if process.loginuid is None and entry is not None and entry.identity[1] is not None:
+            process.loginuid = entry.identity[1]
+            process.login_user = self._passwd.name(process.loginuid)
 
     def parent(self, pid: int) -> int:
         """The parent of a process, living or lately ended, by the table; 0 if nothing is known of it."""
@@ -264,7 +277,7 @@ class Processes:
             if entry is None:
                 entry = table[tgid] = _Entry(0, _NOBODY, _ITSELF)
             if what == PROC_EVENT_EXEC:
-                entry.execed = _ITSELF
+                entry.execed, entry.execed_ns = _ITSELF, at_ns
                 if tgid in looked and at_ns > looked[tgid].at_ns:
                     stale.add(tgid)
                 if self.eager and refresh > 0:
@@ -356,6 +369,9 @@ class Processes:
         self._looked[process.pid] = _Looked(now_ms, at_ns, process)
         self._gone.pop(process.pid, None)
         self._stale.discard(process.pid)
+        entry = self._table.get(process.pid)
+        if entry is not None and entry.execed_ns > at_ns > 0:
+            self._stale.add(process.pid)  # held and looked at, it has become another program before we heard of the look
         return process
 
     def _process(self, look: procfs.Look) -> Process:
@@ -386,6 +402,9 @@ class Processes:
         if entry is None or entry.identity is _NOBODY:
             return Process(pid=pid, start=stat.start if stat else entry.start if entry else 0, known="unknown")
         uid, loginuid, session, _, argv = entry.identity
+        parent = self._looked.get(entry.ppid)
+        if loginuid is None and parent is not None:
+            loginuid, session = parent.process.loginuid, None
         if loginuid is None:  # a login that happened since the last drain: the parent may live and have it
             loginuid, session = procfs.number(f"/proc/{entry.ppid}/loginuid"), procfs.number(f"/proc/{entry.ppid}/sessionid")
         process = Process(

@@ -13,6 +13,10 @@ import time
 
 from agent.sense import kernel
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # as in `holding.py`
+    from typing import Any
+
 _READ_BYTES = 65536
 _ARGV_BYTES = 16384
 _S_IFMT, _S_IFREG, _S_IFIFO = 0o170000, 0o100000, 0o010000  # the stat module would be one more in the small process
@@ -172,3 +176,10 @@ def look(pid: int, descriptors: int = 64) -> Look | None:
         return None
     arguments, exe = argv(pid), link(f"/proc/{pid}/exe")
     return Look(seen, exe, arguments, descriptors, at_ns)
+
+
+def plain(look: Look) -> "tuple[Any, ...]":
+    """A look as marshal can carry it, for `holder.process`."""
+    stat = look.stat
+    who = (stat.pid, stat.start, stat.ppid, look.uid, look.loginuid, look.session, look.exe, look.argv)
+    return (look.at_ns, *who, look.pipes, look.ends, look.blind, look.files)

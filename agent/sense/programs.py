@@ -21,6 +21,7 @@ from agent.sense.fanotify_events import heads, names
 
 _MOST = 16_384
 _MOST_FILES = 4_096
+_MOST_EXECUTED = 1_024
 _READS = 64
 _READ_BYTES = 1 << 16
 _ST_NOEXEC = 8
@@ -54,6 +55,9 @@ class Programs:
             self._group = kernel.fanotify_init(flags | kernel.FAN_REPORT_DFID_NAME_TARGET)
         except OSError:
             self._group = -1
+        self.media: tuple[bytes, ...] = ()
+        """Where media are (paths that end in "/"): what is executed there is kept in `executed`, as pid, key and path"""
+        self.executed: list[tuple[int, bytes, bytes]] = []
         self._systems: dict[bytes, bytes] = {}
         self._files: dict[bytes, Program] = {}
         self._began: dict[int, Began] = {}
@@ -69,7 +73,9 @@ class Programs:
             return
         wanted = {system: mount for mount in mounts if (system := _carries_programs(mount))}
         for system in self._systems.keys() - wanted.keys():
-            self._mark(kernel.FAN_MARK_REMOVE, self._systems.pop(system))
+            mount = self._systems.pop(system)
+            if _carries_programs(mount) == system:  # else it was unmounted, and its mark went with it
+                self._mark(kernel.FAN_MARK_REMOVE, mount)
         for system in wanted.keys() - self._systems.keys():
             if self._mark(kernel.FAN_MARK_ADD, wanted[system]):
                 self._systems[system] = wanted[system]
@@ -104,6 +110,8 @@ class Programs:
                     continue
                 told = names(buffer, start, end)
                 program = self._files.get(told.target) or self._file(told.target, told.dir, told.name)
+                if self.media and program.path.startswith(self.media) and len(self.executed) < _MOST_EXECUTED:
+                    self.executed.append((pid, told.target, program.path))
                 before = self._began.pop(pid, None)
                 if program.runs and (before is None or before.program.linker != told.target):
                     self._began[pid] = Began(program, now_ns)

@@ -50,9 +50,7 @@ class Tripwire:
             if error.errno not in (errno.EAGAIN, errno.EINTR):
                 self._refused += 1  # a file could not be opened for us (EIO): its opener was refused, too
             return False
-        news = not self._tripped
-        if news:
-            self._trip()
+        news = self.trip()
         offset = 0
         while offset + kernel.EVENT_METADATA.size <= len(buffer):
             length, _, _, _, _, fd, pid = kernel.EVENT_METADATA.unpack_from(buffer, offset)
@@ -66,6 +64,13 @@ class Tripwire:
                 os.close(fd)  # before the answer, which names it by its number: then a quick reader finds nothing busy
                 os.write(self.group, kernel.FAN_RESPONSE.pack(fd, kernel.FAN_ALLOW))
         return news
+
+    def trip(self) -> bool:
+        """Arm; False if it was already. Also for whoever is held at an open on a medium, whose bytes may go elsewhere next."""
+        if self._tripped:
+            return False
+        self._trip()
+        return True
 
     def obey(self, order: str, paths: list[bytes]) -> "tuple[str, int, int] | None":
         """ "mark" and "unmark" name directories and files, "systems" the mount points at which writes are watched, "trees"
@@ -95,8 +100,19 @@ class Tripwire:
     def _trip(self) -> None:
         self._tripped = True
         self.trips += 1
-        _mark_all(self._writes, _SYSTEM, kernel.FAN_CLOSE_WRITE, self._systems)
+        for path in self._systems:
+            try:
+                kernel.fanotify_mark(self._writes, _SYSTEM, kernel.FAN_CLOSE_WRITE, path)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    self._mark_subvolume(path)
         _mark_all(self.group, _IGNORE, kernel.FAN_OPEN_PERM, [*self._systems, *self._trees])
+
+    def _mark_subvolume(self, path: bytes) -> None:
+        try:
+            kernel.mark_whole(self._writes, kernel.FAN_MARK_ADD, kernel.FAN_CLOSE_WRITE, path)
+        except OSError:
+            return  # as in `_mark_all`
 
     def _mark(self, action: int, path: bytes) -> None:
         try:

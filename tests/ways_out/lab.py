@@ -275,10 +275,14 @@ class Lab:
         if (self.state / "spool.db").exists():  # else it never came so far
             self.news()
 
-    def status(self) -> dict[str, Any]:
-        """The agent's status; empty while it does not answer. Raises LabError when it ended."""
+    def alive(self) -> None:
+        """Raises LabError if the agent was started and has ended."""
         if self._agent is not None and self._agent.poll() is not None:
             raise LabError(f"the agent ended with {self._agent.returncode}:\n{self.log.read_text()[-2000:]}")
+
+    def status(self) -> dict[str, Any]:
+        """The agent's status; empty while it does not answer. Raises LabError when it ended."""
+        self.alive()
         try:
             return ask(str(self.state))
         except NotRunning:

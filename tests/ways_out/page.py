@@ -114,6 +114,8 @@ def text(cases: list[Case], verdicts: list[Verdict]) -> str:
         lines += [f"           {each}" for each in verdict.wrong[:5]]
     told = totals(cases, verdicts)
     lines += ["", *_sums(told)]
+    bad = _not_right(list(zip(cases, verdicts, strict=True)))
+    lines += ["", "not right:" if bad else "all was right", *(f"  {case.title}: {_why(verdict)}" for case, verdict in bad)]
     return "\n".join(lines)
 
 
@@ -157,13 +159,18 @@ def markdown(cases: list[Case], verdicts: list[Verdict], seconds: float, on: dic
         for name in dict.fromkeys(case.way.name for case, _ in innocent):
             out.append(_quiet([pair for pair in innocent if pair[0].way.name == name]))
         out.append("")
-    missed = [(case, verdict) for case, verdict in ways if verdict.outcome in ("missed", "partly", "wrong", "broken")]
+    missed = _not_right(pairs)
     out += ["## Not right in this run", ""]
     out += [f"- **{case.title}**: {_cell(_why(verdict))}" for case, verdict in missed] or ["Nothing."]
     not_done = sorted({(case.way.name, verdict.doing.skipped) for case, verdict in pairs if verdict.doing.skipped})
     out += ["", "## Not carried out in this run", ""]
     out += [f"- {name}: {_cell(why)}" for name, why in not_done] or ["Everything was."]
     return "\n".join(out) + "\n"
+
+
+def _not_right(pairs: Pairs) -> Pairs:
+    """Those that were carried out and not told as they ought to be, ordinary work told as a copy among them."""
+    return [pair for pair in pairs if pair[1].outcome in ("missed", "partly", "wrong", "broken")]
 
 
 def _row(pairs: Pairs) -> str:

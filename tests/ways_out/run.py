@@ -98,6 +98,7 @@ class Runner:
                 if not doing.skipped and not doing.broken:
                     self._do(case, doing)
                 self._told(doing)
+            self._lab.alive()
             time.sleep(_LET_IT_SETTLE_S)  # what innocent rows did is told by now, if it is
             self._lab.stop()
         finally:
@@ -226,6 +227,7 @@ class Runner:
     # -- the case ------------------------------------------------------------------------------------------------------
 
     def _do(self, case: Case, doing: Doing) -> None:
+        self._lab.alive()  # innocent rows wait for nothing, and would pass for right without an agent
         if case.way.setup and not self._root(case, doing, case.way.setup, "setup"):
             return
         began = time.monotonic()
@@ -244,10 +246,11 @@ class Runner:
             self._root(case, doing, case.way.clean, "clean")
 
     def _await(self, doing: Doing, seconds: int) -> None:
-        """Until all of it is told, or time is up; what is told later counts all the same."""
+        """Until all of it is told, or time is up; what is told later counts, too. Raises LabError if the agent ended."""
         deadline = time.monotonic() + seconds
         mine: list[dict[str, Any]] = []
         while time.monotonic() < deadline:
+            self._lab.alive()
             fresh = [event for event in self._lab.news() if event["metadata"]["event_code"] == "file.copied_out"]
             mine += fresh
             if fresh and len(mine) >= len(doing.expected) and judge.complete(doing, mine):
