@@ -25,7 +25,7 @@ class Lab:
     """A protected directory, the sensors that watch it and what is written elsewhere, and a clock of its own."""
 
     def __init__(self, folder: Path, hold: bool = True) -> None:
-        self.protected, self.outside = folder / "protected", folder / "outside"
+        self.folder, self.protected, self.outside = folder, folder / "protected", folder / "outside"
         self.protected.mkdir()
         self.outside.mkdir()
         self.source = self.protected / "a.csv"
@@ -43,7 +43,7 @@ class Lab:
         self.arming.step(self.now_ms)
 
     def facts(self) -> list[Fact]:
-        """All that is told by now, opens before writes."""
+        """All that is told by now, opens before writes; not what others write on the same file system meanwhile."""
         held = list(self.holder.drain(self.now_ms))
         written = self.arming.take()
         told = [*held, *self.files.drain(self.now_ms)]
@@ -52,7 +52,8 @@ class Lab:
             if isinstance(fact, Opened):
                 self.arming.read(fact.pid, self.now_ms)
         told += self.arming.facts(written, self.now_ms, lambda pid: None)
-        return told
+        ours = (f"{self.folder}/", f"/dev/shm/sekisho-{os.getpid()}")
+        return [fact for fact in told if not isinstance(fact, Closed) or fact.path.startswith(ours)]
 
     def rest(self) -> None:
         """Let time pass until the watch has ended."""
